@@ -1,0 +1,202 @@
+"""Normalisation and networks as one ONNX graph, and a contract.json beside it; nothing pickled, no torch to load it.
+
+`policy.onnx`: input `state` [N, S] float32 in raw units, NaN where unknown; outputs `q` [N, A] (w~.Q, unitless),
+`behaviour` [N, A] (logits of the logging policy, before masking) and `values` [N, A, K] (unpenalised fitted Q of the
+deployed policy, raw units). The graph carries the names it was made for; `contract.json` says them to people, with the
+weights, the scales, the decision (how the q acts) and the lineage (what it was learned from). Both are checked against
+each other when loaded.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from models.contract import Contract
+from models.errors import InputError
+
+if TYPE_CHECKING:
+    from models.train import Learned
+
+GRAPH = "policy.onnx"
+CONTRACT = "contract.json"
+NAMES = ("actions", "features", "rewards", "units", "weights", "scales")
+"""Parts of contract.json that the graph carries too."""
+METADATA = "tactful.contract"
+TIME_SUFFIX = "_at"
+"""Keys of the lineage that end so are times: no part of the fingerprint."""
+DECISION = ("rollout_share", "exploration", "lambda")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A policy as deployed, run by onnxruntime on one CPU thread."""
+
+    contract: Contract
+    decision: dict[str, float]
+    """rollout_share, exploration, lambda."""
+    lineage: dict[str, Any]
+    weights: dict[str, float]
+    """Reward weight per component, per raw unit."""
+    fingerprint: str
+    """Hash of both files but for times."""
+    session: onnxruntime.InferenceSession = field(repr=False, compare=False)
+
+    def predict(
+        self, state: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """(q [N, A], behaviour logits [N, A], values [N, A, K] raw units) at `state` [N, S], NaN where unknown.
+
+        Raises InputError where the state has another number of features.
+        """
+        features = len(self.contract.features)
+        if state.ndim != 2 or state.shape[1] != features:
+            raise InputError(
+                f"state has shape {list(state.shape)}; the policy was learned from [N, {features}]: "
+                f"{', '.join(self.contract.features)}."
+            )
+        found = self.session.run(None, {"state": np.ascontiguousarray(state, dtype=np.float32)})
+        q, behaviour, values = (np.asarray(each, dtype=np.float64) for each in found)
+        return q, behaviour, values
+
+
+def export(learned: "Learned", folder: Path, decision: Mapping[str, float], lineage: Mapping[str, Any]) -> Path:
+    """Write policy.onnx and contract.json into `folder` (made if absent) and return it.
+
+    `decision` as `Artifact.decision`; to `lineage` (data version, fingerprint, training window, commit, ...) the
+    learner's name and alpha are added.
+
+    Raises InputError where the decision lacks a key.
+    """
+    from models.graph import graph_of
+
+    missing = [key for key in DECISION if key not in decision]
+    if missing:
+        raise InputError(f"decision: {missing[0]} is missing (found: {', '.join(decision) or 'nothing'}).")
+    contract, scales = learned.contract, learned.scales
+    described = {
+        "format": 1,
+        "actions": list(contract.actions),
+        "features": list(contract.features),
+        "rewards": list(contract.rewards),
+        "units": dict(contract.units),
+        "weights": {name: float(w) for name, w in zip(contract.rewards, scales.weights, strict=True)},
+        "scales": {
+            "mean": [float(each) for each in scales.mean],
+            "std": [float(each) for each in scales.std],
+            "sigma": [float(each) for each in scales.sigma],
+            "reward_sd": scales.reward_sd,
+        },
+        "decision": {key: float(decision[key]) for key in DECISION},
+        "lineage": {**lineage, "learner": learned.name, "alpha": learned.alpha},
+    }
+    graph = graph_of(learned, {METADATA: _canonical({key: described[key] for key in NAMES})})
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / GRAPH).write_bytes(graph)
+    described["graph_sha256"] = hashlib.sha256(graph).hexdigest()
+    described = json.loads(_canonical(described))
+    described["sha256"] = _hash(described)
+    (folder / CONTRACT).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+    return folder
+
+
+def load(folder: Path | str) -> Artifact:
+    """The artifact in `folder`, its two files checked against each other.
+
+    Raises InputError naming the file where one is absent or unreadable, where contract.json lacks a key, where its
+    hash, names, weights or scales are not the graph's, where a decision is out of range, and where the graph has other
+    inputs, outputs or shapes.
+    """
+    graph_path, contract_path = Path(folder) / GRAPH, Path(folder) / CONTRACT
+    for path in (graph_path, contract_path):
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; an artifact is {GRAPH} and {CONTRACT}; export it again.")
+    graph = graph_path.read_bytes()
+    described = _described(contract_path)
+    if hashlib.sha256(graph).hexdigest() != described["graph_sha256"]:
+        raise InputError(f"{graph_path}: not the graph that {CONTRACT} describes; export or download both again.")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise InputError(f"{graph_path}: onnxruntime cannot load it ({error}).") from None
+    carried = json.loads(session.get_modelmeta().custom_metadata_map.get(METADATA, "{}"))
+    for key in NAMES:
+        if described[key] != carried.get(key):
+            raise InputError(
+                f"{contract_path}: {key} is {_short(described[key])}, but the graph was made for "
+                f"{_short(carried.get(key))}; export or download both again."
+            )
+    contract = Contract(
+        tuple(described["actions"]), tuple(described["features"]), tuple(described["rewards"]), described["units"]
+    )
+    _check_shapes(session, contract, graph_path)
+    return Artifact(
+        contract=contract,
+        decision=described["decision"],
+        lineage=described["lineage"],
+        weights=described["weights"],
+        fingerprint=_fingerprint(described),
+        session=session,
+    )
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """contract.json, each key present and the decision in range."""
+    try:
+        described: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON: {error}.") from None
+    missing = [key for key in (*NAMES, "decision", "lineage", "graph_sha256", "sha256") if key not in described]
+    if missing:
+        raise InputError(f"{path}: {missing[0]} is missing; export or download the artifact again.")
+    if described.pop("sha256") != _hash(described):
+        raise InputError(
+            f"{path}: changed since it was exported, so what would act is not what was judged; export or download the "
+            "artifact again."
+        )
+    for key in DECISION:
+        value = described["decision"].get(key)
+        if not isinstance(value, int | float) or not np.isfinite(value) or (key != "lambda" and not 0 <= value <= 1):
+            raise InputError(f"{path}: decision.{key} is {value!r}; a number is needed, a share in [0, 1].")
+    return described
+
+
+def _check_shapes(session: onnxruntime.InferenceSession, contract: Contract, path: Path) -> None:
+    actions = len(contract.actions)
+    wanted = {
+        "state": [len(contract.features)],
+        "q": [actions],
+        "behaviour": [actions],
+        "values": [actions, len(contract.rewards)],
+    }
+    found = {each.name: list(each.shape)[1:] for each in (*session.get_inputs(), *session.get_outputs())}
+    if found != wanted:
+        raise InputError(f"{path}: the graph has {found} after the rows, the contract needs {wanted}; export it again.")
+
+
+def _fingerprint(described: Mapping[str, Any]) -> str:
+    """sha256 over contract.json, which holds the graph's, without the times in its lineage."""
+    lineage = {key: value for key, value in described["lineage"].items() if not key.endswith(TIME_SUFFIX)}
+    return _hash({**described, "lineage": lineage})
+
+
+def _hash(tree: Any) -> str:
+    return hashlib.sha256(_canonical(tree).encode()).hexdigest()
+
+
+def _canonical(tree: Any) -> str:
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"), default=str)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -1,0 +1,160 @@
+"""Fitted Q evaluation of many stochastic policies at once, vector-valued, in raw units."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.batch import Draws, Resident
+from models.errors import InputError
+from models.learners import fitted_q
+from models.losses import discount_of, td_loss
+from models.network import Population, initial
+from models.optimise import Descent, counted, follow
+from models.table import Transitions
+
+WARM_START = 0.25
+"""Share of the updates that regress on the log's own returns before bootstrapping begins."""
+LONGEST_HORIZON = 1000.0
+"""Decisions: bounds the value a start from mean rewards supposes beyond the end of the log."""
+
+
+@dataclass(frozen=True)
+class FittedQ:
+    """M fitted Q functions and the table they were fitted on."""
+
+    network: Population
+    state: Tensor
+    """[N, S + E] normalised."""
+
+    @torch.no_grad()
+    def __call__(self) -> NDArray[np.float64]:
+        """[M, N, A, K] raw units, at every row of the table."""
+        rows = max(1, 2**18 // self.network.members)
+        parts = [self.network.raw(self.network.heads(part.unsqueeze(0))) for part in torch.split(self.state, rows)]
+        return torch.cat(parts, dim=1).cpu().numpy().astype(np.float64)
+
+
+def fit_fqe(
+    table: Transitions,
+    rows_fit: NDArray[np.bool_],
+    next_probabilities: NDArray[np.float32],
+    steps: int,
+    gamma_per_day: float | None,
+    extra_state: NDArray[np.float32] | None,
+    seed: int,
+    hidden: Sequence[int] = (64, 64),
+    batch_size: int = 512,
+    learning_rate: float = 2e-3,
+    target_rate: float = 0.1,
+    device: torch.device | None = None,
+    progress: bool = False,
+) -> FittedQ:
+    """M functions Q_m(s, a) = E[r + gamma^Delta (1 - terminal) sum_a' pi_m(a'|s') Q_m(s', a')], one population.
+
+    `rows_fit` [M, N] marks what each member may learn from; `next_probabilities` [M, N, A] is pi_m at the row after
+    each, all 0 where nothing follows; `extra_state` [N, E] joins the state (time left). With `gamma_per_day` None
+    nothing is discounted and a truncated row's target is r (evaluation); with a gamma, truncated rows are not learned
+    from (learning). Members draw their own minibatches, from equal seeds: policies are compared on equal noise.
+
+    Updates begin with a regression on the log's own returns, Q of the logging policy: bootstrapping then moves only
+    what the policy changes, and a long horizon needs no more updates than a short one.
+
+    Raises InputError where a member has no row to learn from. Source: Le, Voloshin and Yue 2019.
+    """
+    device = device or torch.device("cpu")
+    goes_on: NDArray[np.bool_] = (table.next_row >= 0) & (next_probabilities.sum(axis=-1) > 0).any(axis=0)
+    if gamma_per_day is None:
+        learnable = np.ones(len(table.user), dtype=np.bool_)
+        discount = goes_on.astype(np.float32)
+    else:
+        learnable = table.terminal | (table.next_row >= 0)
+        elapsed, terminal = torch.from_numpy(table.elapsed_days), torch.from_numpy(table.terminal)
+        discount = discount_of(gamma_per_day, elapsed, terminal).numpy().astype(np.float32)
+    rows = rows_fit & learnable
+    if not rows.any(axis=1).all():
+        member = int((~rows.any(axis=1)).argmax())
+        raise InputError(f"fitted Q evaluation: policy {member} has no row to learn from; a longer log is needed.")
+    used: NDArray[np.bool_] = np.any(rows, axis=0)
+    returns = _returns(table, discount, goes_on, used, tail=gamma_per_day is not None)
+    network, data = _prepare(table, rows, discount, returns, extra_state, seed, hidden, device)
+    policy = torch.from_numpy(np.ascontiguousarray(next_probabilities, dtype=np.float32)).to(device)
+    wanted = ((torch.from_numpy(returns).float().to(device) - network.shift) / network.scale).float()
+    draws = [Draws(each, seed, batch_size, device) for each in rows]
+    each_member = torch.arange(len(rows), device=device).unsqueeze(1)
+    target = network
+    warm = int(WARM_START * steps)
+    descent = Descent(network, learning_rate, steps)
+    for step in counted(steps, "fitted Q evaluation", progress):
+        at = torch.stack([each.next() for each in draws])
+        batch = data.at(at)
+        if step < warm:
+            descent.step(td_loss(network.heads(batch.state), batch.action, wanted[at]))
+            continue
+        if step == warm:
+            target = copy.deepcopy(network).requires_grad_(False)
+        descent.step(fitted_q(network, target, batch, policy[each_member, at]))
+        follow(target, network, target_rate)
+    return FittedQ(network.requires_grad_(False), data.state)
+
+
+def _prepare(
+    table: Transitions,
+    rows: NDArray[np.bool_],
+    discount: NDArray[np.float32],
+    returns: NDArray[np.float64],
+    extra_state: NDArray[np.float32] | None,
+    seed: int,
+    hidden: Sequence[int],
+    device: torch.device,
+) -> tuple[Population, Resident]:
+    """A network whose output starts at the mean return in units of its spread, and the table beside it."""
+    state = table.state if extra_state is None else np.concatenate([table.state, extra_state], axis=1)
+    used = rows.any(axis=0)
+    known = np.where(np.isfinite(state[used]), state[used], np.nan).astype(np.float64)
+    count = np.maximum((~np.isnan(known)).sum(axis=0), 1)
+    mean = np.nansum(known, axis=0) / count
+    std = np.sqrt(np.nansum((known - mean) ** 2, axis=0) / count)
+    # A column that never varies here (the users of one fold, say) carries nothing: any unit will do.
+    std[std <= 1e-6 * np.maximum(np.abs(mean), 1e-6)] = 1.0
+    spread = returns[used].std(axis=0)
+    unit = mean, std, returns[used].mean(axis=0), np.where(spread > 0, spread, 1.0)
+    mean_s, std_s, shift_k, scale_k = (torch.from_numpy(each).float() for each in unit)
+    actions = len(table.contract.actions)
+    network = initial([seed] * len(rows), hidden, mean_s, std_s, shift_k, scale_k, actions).to(device)
+    following = np.where(table.next_row >= 0, table.next_row, np.arange(len(table.user)))
+    data = Resident(
+        state=network.normalise(torch.from_numpy(state).float().to(device)),
+        legal=torch.from_numpy(table.legal).to(device),
+        action=torch.from_numpy(table.action).to(device),
+        reward=torch.from_numpy(table.reward).float().to(device),
+        discount=torch.from_numpy(discount).to(device),
+        next_row=torch.from_numpy(following).to(device),
+    )
+    return network, data
+
+
+def _returns(
+    table: Transitions, discount: NDArray[np.float32], goes_on: NDArray[np.bool_], used: NDArray[np.bool_], tail: bool
+) -> NDArray[np.float64]:
+    """[N, K] G_k = r_k + discount_k G_{k+1} along the log, raw units; where the log ends, r.
+
+    With `tail`, a truncated end is followed by the value of mean rewards for ever, E[r] / (1 - E[discount]).
+    """
+    returns = table.reward.copy()
+    if tail:
+        horizon = min(1.0 / max(1.0 - float(discount[used].mean()), 1e-12), LONGEST_HORIZON)
+        cut = ~goes_on & ~table.terminal
+        returns[cut] += discount[cut, None] * table.reward[used].mean(axis=0) * horizon
+    # All users at once: rows one step from the end of their trajectory, then two, and so on.
+    ends = np.flatnonzero(~goes_on)
+    place = np.arange(len(returns))
+    to_end = ends[np.searchsorted(ends, place)] - place
+    order = np.argsort(to_end, kind="stable")
+    for rows in np.split(order, np.cumsum(np.bincount(to_end)))[1:-1]:
+        returns[rows] += discount[rows, None] * returns[rows + 1]
+    return returns

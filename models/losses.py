@@ -1,0 +1,72 @@
+"""Targets and losses as pure functions; every tensor leads with the population.
+
+P members, B transitions per member, A actions, K reward components (heads). Names carry time: `_t` at the decision,
+`_tp1` at the one after it. Rewards and heads are in the same unit, whichever the caller chose.
+"""
+
+import torch
+from torch import Tensor
+
+
+def discount_of(gamma_per_day: float, elapsed_days: Tensor, terminal: Tensor) -> Tensor:
+    """gamma^Delta (1 - terminal), any shape: all that a target needs to know of time and of the end.
+
+    `elapsed_days` Delta_k in days, `terminal` bool, gamma per day.
+    """
+    return torch.where(terminal, torch.zeros_like(elapsed_days), gamma_per_day**elapsed_days)
+
+
+def scalarise(heads: Tensor, weights: Tensor) -> Tensor:
+    """[P, B, A] q = sum_k w_k Q_k from `heads` [P, B, A, K] and `weights` [P, K]."""
+    return (heads * weights[:, None, None, :]).sum(dim=-1)
+
+
+def double_q_target(
+    reward_t: Tensor, discount_t: Tensor, q_online_tp1: Tensor, heads_target_tp1: Tensor, legal_tp1: Tensor
+) -> Tensor:
+    """[P, B, K] y = r + discount Q'(s', a*), a* = argmax over legal a' of the online q: a vector, without gradient.
+
+    `reward_t` [P, B, K], `discount_t` [P, B] (`discount_of`), `q_online_tp1` [P, B, A] scalarised, `heads_target_tp1`
+    [P, B, A, K] of the target network, `legal_tp1` [P, B, A]. Source: van Hasselt, Guez and Silver 2016.
+    """
+    a_tp1 = q_online_tp1.masked_fill(~legal_tp1, -torch.inf).argmax(dim=-1)
+    return (reward_t + discount_t.unsqueeze(-1) * heads_at(heads_target_tp1, a_tp1)).detach()
+
+
+def expected_target(reward_t: Tensor, discount_t: Tensor, heads_target_tp1: Tensor, policy_tp1: Tensor) -> Tensor:
+    """[P, B, K] y = r + discount sum_a pi(a|s') Q'(s', a), without gradient: what fitted Q evaluation regresses on.
+
+    Shapes as `double_q_target`; `policy_tp1` [P, B, A] is pi(a|s'), any stochastic policy. Source: Le, Voloshin and
+    Yue 2019.
+    """
+    value_tp1 = (heads_target_tp1 * policy_tp1.unsqueeze(-1)).sum(dim=-2)
+    return (reward_t + discount_t.unsqueeze(-1) * value_tp1).detach()
+
+
+def td_loss(heads_t: Tensor, a_t: Tensor, target_t: Tensor) -> Tensor:
+    """[P] mean over B of sum_k (Q_k(s, a) - y_k)^2 at the logged action.
+
+    `heads_t` [P, B, A, K], `a_t` [P, B], `target_t` [P, B, K]. Squared, not Huber: on a rare standardised event Huber
+    returns a small part of the mean.
+    """
+    return (heads_at(heads_t, a_t) - target_t).square().sum(dim=-1).mean(dim=-1)
+
+
+def cql_penalty(q_t: Tensor, a_t: Tensor, legal_t: Tensor) -> Tensor:
+    """[P] mean over B of logsumexp over legal a of q(s, a) - q(s, a_logged).
+
+    `q_t` [P, B, A], `a_t` [P, B], `legal_t` [P, B, A]. A row whose logged action is illegal (a configured constraint
+    forbids what the log did) counts 0: its logged action is not among those compared, and pulling it up would have no
+    bound. With logits for q this is the negative log-likelihood of the log. Source: Kumar et al. 2020, eq. 4, with the
+    entropy regulariser.
+    """
+    everything = q_t.masked_fill(~legal_t, -torch.inf).logsumexp(dim=-1)
+    at = a_t.unsqueeze(-1)
+    gap = everything - q_t.gather(-1, at).squeeze(-1)
+    return torch.where(legal_t.gather(-1, at).squeeze(-1), gap, torch.zeros_like(gap)).mean(dim=-1)
+
+
+def heads_at(heads: Tensor, action: Tensor) -> Tensor:
+    """[P, B, K] the heads [P, B, A, K] of one action [P, B] each."""
+    index = action[..., None, None].expand(*action.shape, 1, heads.shape[-1])
+    return heads.gather(-2, index).squeeze(-2)

@@ -1,0 +1,106 @@
+"""A population of P multilayer perceptrons as one batched network, and the affine maps on either side of it."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+class Population(nn.Module):
+    """P networks [P, B, S] -> [P, B, A, K], ReLU between layers, one batched product per layer.
+
+    Holds the normalisation of its input (`mean`, `std` [S]; unknown becomes the mean) and the unit of its output
+    (`shift`, `scale` [K]: raw = shift + scale heads), so that what is exported needs nothing else.
+    """
+
+    mean: Tensor
+    std: Tensor
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        mean: Tensor,
+        std: Tensor,
+        shift: Tensor,
+        scale: Tensor,
+        actions: int,
+    ) -> None:
+        """Layers l with `weights` [P, in, out] and `biases` [P, 1, out]; the last has out = A K."""
+        super().__init__()
+        self.weights = nn.ParameterList([nn.Parameter(weight) for weight in weights])
+        self.biases = nn.ParameterList([nn.Parameter(bias) for bias in biases])
+        self.actions = actions
+        for name, value in (("mean", mean), ("std", std), ("shift", shift), ("scale", scale)):
+            self.register_buffer(name, value)
+
+    @property
+    def members(self) -> int:
+        """P."""
+        return int(self.weights[0].shape[0])
+
+    def normalise(self, state: Tensor) -> Tensor:
+        """(state - mean) / std, 0 where the state is NaN; `state` [..., S] in raw units."""
+        return torch.where(torch.isnan(state), torch.zeros_like(state), (state - self.mean) / self.std)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """[P, B, A, K] from a normalised state [P, B, S], or [1, B, S] where the members share it."""
+        h = x.expand(self.members, *x.shape[1:])
+        last = len(self.weights) - 1
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            h = torch.bmm(h, weight) + bias
+            if layer < last:
+                h = torch.relu(h)
+        return h.reshape(*h.shape[:-1], self.actions, -1)
+
+    def raw(self, heads: Tensor) -> Tensor:
+        """[..., K] heads in the unit of the rewards: shift + scale heads."""
+        return self.shift + self.scale * heads
+
+    def forward(self, state: Tensor) -> Tensor:
+        """[P, N, A, K] heads at a raw `state` [N, S] that the members share."""
+        return self.heads(self.normalise(state).unsqueeze(0))
+
+    def member(self, index: int) -> "Population":
+        """Member `index` alone, as a population of one on the CPU, its own copy, no longer trained."""
+        pick = slice(index, index + 1)
+        alone = Population(
+            [weight[pick].detach().cpu().clone() for weight in self.weights],
+            [bias[pick].detach().cpu().clone() for bias in self.biases],
+            self.mean.cpu(),
+            self.std.cpu(),
+            self.shift.cpu(),
+            self.scale.cpu(),
+            self.actions,
+        )
+        return alone.requires_grad_(False)
+
+
+def initial(
+    seeds: Sequence[int],
+    hidden: Sequence[int],
+    mean: Tensor,
+    std: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    actions: int,
+    level: Tensor | None = None,
+) -> Population:
+    """A population of one member per seed, uniform in +-1/sqrt(inputs); equal seeds give equal members.
+
+    `mean`, `std` [S], `shift`, `scale` [K]; `level` [K] is what every output starts around (0 by default).
+    """
+    sizes = [len(mean), *hidden, actions * len(scale)]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    weights, biases = [], []
+    for inputs, outputs in pairwise(sizes):
+        draws = torch.stack([torch.rand(inputs + 1, outputs, generator=each) for each in generators])
+        layer = (2 * draws - 1) / inputs**0.5
+        weights.append(layer[:, :-1].contiguous())
+        biases.append(layer[:, -1:].contiguous())
+    if level is not None:
+        biases[-1] = biases[-1] + level.cpu().repeat(actions)
+    return Population(weights, biases, mean, std, shift, scale, actions)

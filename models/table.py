@@ -1,0 +1,234 @@
+"""Transitions from a pinned version of the Delta table, sorted so that a row is followed by its next state."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError, TableNotFoundError
+from numpy.typing import NDArray
+
+from models.contract import REWARD_PREFIX, SPLITS, STATE_PREFIX, Contract
+from models.errors import InputError
+
+FLAGS = ("terminal", "truncated", "silent", "warm_up")
+PLAIN = (
+    "user_id",
+    "decision_id",
+    "decided_at",
+    "split",
+    "action",
+    "legal",
+    "propensity",
+    "propensity_source",
+    "elapsed_days",
+    "usable",
+    *FLAGS,
+)
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """N usable rows of U users, sorted by user, time and decision id: A actions, S features, K reward components."""
+
+    contract: Contract
+    user: NDArray[np.int64]
+    """[N] dense code 0..U-1, non-decreasing."""
+    user_id: NDArray[np.object_]
+    """[U] id of each code."""
+    decided_at: NDArray[np.int64]
+    """[N] t_k, microseconds since the epoch, UTC."""
+    state: NDArray[np.float32]
+    """[N, S] raw units, NaN where unknown."""
+    legal: NDArray[np.bool_]
+    """[N, A]."""
+    action: NDArray[np.int64]
+    """[N] logged action; it may be illegal where only a configured constraint forbids it."""
+    propensity: NDArray[np.float64]
+    """[N] mu(a_k | s_k), NaN where unknown."""
+    estimated: NDArray[np.bool_]
+    """[N] whether the propensity was estimated rather than logged or certain."""
+    reward: NDArray[np.float64]
+    """[N, K] raw units."""
+    elapsed_days: NDArray[np.float64]
+    """[N] Delta_k."""
+    terminal: NDArray[np.bool_]
+    """[N] the account closed: bootstraps nothing."""
+    truncated: NDArray[np.bool_]
+    """[N] the watermark or an unusable row ended the interval: no TD target."""
+    silent: NDArray[np.bool_]
+    """[N] a row the ETL added where no decision was logged."""
+    warm_up: NDArray[np.bool_]
+    """[N] too near the log's start for its state to be whole: trains nothing."""
+    split: NDArray[np.int8]
+    """[N] index into SPLITS."""
+    version: int
+    """Delta version the rows were read from."""
+    fingerprint: str
+    """Hash of the content of the version's usable rows."""
+
+    @property
+    def next_row(self) -> NDArray[np.int64]:
+        """[N] place of the row after each, i + 1, or -1 where it is terminal, truncated or its user's last here.
+
+        Meaningful only where every user's rows are all present.
+        """
+        place = np.arange(len(self.user), dtype=np.int64)
+        goes_on = ~(self.terminal | self.truncated)
+        goes_on[-1:] = False
+        goes_on[:-1] &= self.user[1:] == self.user[:-1]
+        return np.where(goes_on, place + 1, -1)
+
+    def where(self, rows: NDArray[np.bool_]) -> "Transitions":
+        """The rows marked in `rows` [N], user codes made dense again; version and fingerprint stay the source's."""
+        kept, user = np.unique(self.user[rows], return_inverse=True)
+        changed: dict[str, Any] = {
+            field.name: getattr(self, field.name)[rows]
+            for field in fields(self)
+            if field.name not in {"contract", "user", "user_id", "version", "fingerprint"}
+        }
+        return replace(self, user=user.astype(np.int64), user_id=self.user_id[kept], **changed)
+
+
+def read(path: Path | str, contract: Contract, version: int | None = None) -> Transitions:
+    """The usable rows of one version of the Delta table at `path` (the newest by default), one bucket at a time.
+
+    Raises InputError naming the table and column where the table, the version or a column is missing, where a usable
+    row holds an unknown action or split, a legal list of another length, no legal action or a null reward, where a
+    user's last row says neither terminal nor truncated, and where no row is usable.
+    """
+    delta = _open(path, version)
+    columns = [
+        *PLAIN,
+        *(STATE_PREFIX + name for name in contract.features),
+        *(REWARD_PREFIX + name for name in contract.rewards),
+    ]
+    dataset = delta.to_pyarrow_dataset()
+    missing = [name for name in (*columns, "bucket") if name not in dataset.schema.names]
+    if missing:
+        raise InputError(
+            f"{path}: the transitions table has no column {', '.join(missing)}; run the ETL again with --rebuild."
+        )
+    buckets = pc.unique(dataset.to_table(columns=["bucket"])["bucket"]).to_pylist()
+    parts: list[dict[str, NDArray[Any]]] = []
+    for bucket in sorted(buckets):
+        rows = dataset.to_table(columns=columns, filter=(pc.field("bucket") == bucket) & pc.field("usable"))
+        if rows.num_rows:
+            parts.append(_bucket(_sorted(rows), contract, str(path)))
+    if not parts:
+        raise InputError(f"{path}: version {delta.version()} has no usable row; look at the ETL's quarantine counts.")
+    starts = np.cumsum([0, *(len(part["user_id"]) for part in parts)])
+    for part, start in zip(parts, starts, strict=False):
+        part["user"] = part["user"] + start
+    joined: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return Transitions(contract=contract, version=delta.version(), fingerprint=_fingerprint(contract, joined), **joined)
+
+
+def _open(path: Path | str, version: int | None) -> DeltaTable:
+    try:
+        return DeltaTable(str(path), version=version)
+    except TableNotFoundError:
+        raise InputError(f"{path}: no transitions table; run the ETL first (`tactful etl CONFIG`).") from None
+    except DeltaError as error:
+        raise InputError(f"{path}: version {version} cannot be read ({error}); name one that exists.") from None
+
+
+def _sorted(rows: pa.Table) -> pa.Table:
+    """Files arrive in any order: by user, then time, then decision id, which orders ties."""
+    order = pc.sort_indices(
+        rows, sort_keys=[("user_id", "ascending"), ("decided_at", "ascending"), ("decision_id", "ascending")]
+    )
+    return rows.take(order)
+
+
+def _bucket(rows: pa.Table, contract: Contract, path: str) -> dict[str, NDArray[Any]]:
+    """Arrays of one bucket's sorted usable rows; a user is in one bucket only."""
+    ids = rows["user_id"].combine_chunks().dictionary_encode()
+    part: dict[str, NDArray[Any]] = {
+        "user": ids.indices.to_numpy(zero_copy_only=False).astype(np.int64),
+        "user_id": ids.dictionary.to_numpy(zero_copy_only=False).astype(object),
+        "decided_at": rows["decided_at"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy(),
+        "state": _matrix(rows, [STATE_PREFIX + name for name in contract.features], np.dtype(np.float32)),
+        "legal": _legal(rows, contract, path),
+        "action": _code(rows, "action", contract.actions, path).astype(np.int64),
+        "propensity": rows["propensity"].to_numpy().astype(np.float64),
+        "estimated": pc.equal(rows["propensity_source"], "estimated").fill_null(False).to_numpy(),
+        "reward": _matrix(rows, [REWARD_PREFIX + name for name in contract.rewards], np.dtype(np.float64)),
+        "elapsed_days": rows["elapsed_days"].to_numpy().astype(np.float64),
+        "split": _code(rows, "split", SPLITS, path).astype(np.int8),
+        **{name: rows[name].to_numpy().astype(np.bool_) for name in FLAGS},
+    }
+    _check(rows, part, contract, path)
+    return part
+
+
+def _matrix(rows: pa.Table, names: Sequence[str], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """[N, len(names)]; null becomes NaN."""
+    return np.stack([rows[name].to_numpy().astype(dtype) for name in names], axis=1)
+
+
+def _legal(rows: pa.Table, contract: Contract, path: str) -> NDArray[np.bool_]:
+    legal = rows["legal"].combine_chunks()
+    actions = len(contract.actions)
+    length = pc.list_value_length(legal).fill_null(0).to_numpy(zero_copy_only=False)
+    wrong = np.flatnonzero(length != actions)
+    if len(wrong):
+        raise InputError(
+            f"{path}: legal has {length[wrong[0]]} entries at decision {rows['decision_id'][int(wrong[0])]}, but "
+            f"{actions} actions are configured; run the ETL again with --rebuild."
+        )
+    flat: NDArray[np.bool_] = legal.flatten().fill_null(False).to_numpy(zero_copy_only=False)
+    return flat.astype(np.bool_).reshape(-1, actions)
+
+
+def _code(rows: pa.Table, name: str, known: Sequence[str], path: str) -> NDArray[np.int64]:
+    """[N] place of each value in `known`."""
+    code: NDArray[np.int64] = (
+        pc.index_in(rows[name], value_set=pa.array(known)).fill_null(-1).to_numpy().astype(np.int64)
+    )
+    wrong = np.flatnonzero(code < 0)
+    if len(wrong):
+        raise InputError(
+            f"{path}: {name} is {rows[name][int(wrong[0])].as_py()!r} at decision "
+            f"{rows['decision_id'][int(wrong[0])]} and in {len(wrong)} usable rows; known: {', '.join(known)}. "
+            "Run the ETL again with --rebuild."
+        )
+    return code
+
+
+def _check(rows: pa.Table, part: dict[str, NDArray[Any]], contract: Contract, path: str) -> None:
+    """Raise InputError for the first decision whose row no learner or estimator could use."""
+    last = np.diff(part["user"], append=-1) != 0
+    problems = [
+        (~part["legal"].any(axis=1), "no action is legal; let `hold` be legal everywhere"),
+        (last & ~(part["terminal"] | part["truncated"]), "a user's last row is neither terminal nor truncated"),
+        (~(part["elapsed_days"] >= 0), "elapsed_days is null or negative"),
+    ]
+    problems += [
+        (~np.isfinite(part["reward"][:, k]), f"{REWARD_PREFIX}{name} is null or not finite")
+        for k, name in enumerate(contract.rewards)
+    ]
+    for wrong, what in problems:
+        found = np.flatnonzero(wrong)
+        if len(found):
+            raise InputError(
+                f"{path}: {what}: {len(found)} usable rows, first decision {rows['decision_id'][int(found[0])]}; "
+                "correct the log or the configuration and run the ETL again."
+            )
+
+
+def _fingerprint(contract: Contract, columns: dict[str, Any]) -> str:
+    """Hash of what was read: the same rows give the same name, whatever files they lay in."""
+    digest = hashlib.sha256(json.dumps([contract.actions, contract.features, contract.rewards]).encode())
+    for name in sorted(columns):
+        array = columns[name]
+        content = "\0".join(array).encode() if array.dtype == object else np.ascontiguousarray(array).tobytes()
+        digest.update(f"{name}:{array.shape}".encode())
+        digest.update(content)
+    return digest.hexdigest()[:16]
