@@ -1,0 +1,1 @@
+"""Off-policy evaluation: estimators, fitted Q evaluation, intervals, diagnostics."""

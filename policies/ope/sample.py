@@ -1,0 +1,176 @@
+"""The rows a policy is evaluated on, cut into trajectories or single decisions, and what every estimator reads of
+them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import InputError
+from models.table import Transitions
+from policies.base import Booleans, Floats, Integers
+
+DAYS_PER_WEEK = 7.0
+MICROSECONDS_PER_DAY = 86_400_000_000
+FORCED, CHOICE = 0, 1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """n rows of U users, sorted by user and time; every user has at least one."""
+
+    rows: Integers
+    """[n] their places in the table."""
+    user: Integers
+    """[n] dense code 0..U-1, non-decreasing."""
+    group: Integers
+    """[n] where normalised forms normalise: the step k of a trajectory, or FORCED / CHOICE for single decisions."""
+    sequential: bool
+    """Whether weights multiply along a user's rows (per week) or stand for one decision each (per decision)."""
+    at: Integers
+    """[n] time of the decision, microseconds since the epoch."""
+    action: Integers
+    """[n] logged action."""
+    propensity: Floats
+    """[n] mu(a_k | s_k)."""
+    legal: Booleans
+    """[n, A]."""
+    reward: Floats
+    """[n, K] raw units."""
+    exposure: Floats
+    """[U] what a user's total is divided by in the end: user-weeks covered, or decisions."""
+    left_out: int
+    """Rows after the end of their user's trajectory."""
+
+    @property
+    def users(self) -> int:
+        return len(self.exposure)
+
+    @cached_property
+    def start(self) -> Integers:
+        """[U] place in the sample of each user's first row."""
+        found: Integers = np.flatnonzero(np.diff(self.user, prepend=-1)).astype(np.int64)
+        return found
+
+    def per_user(self, values: Floats) -> Floats:
+        """[U, ...] sums of `values` [n, ...] over each user's rows."""
+        total: Floats = np.add.reduceat(values, self.start, axis=0)
+        return total
+
+    def per_user_group(self, values: Floats) -> Floats:
+        """[U, G, ...] sums of `values` [n, ...] over each user's rows of each group."""
+        groups = int(self.group.max()) + 1
+        cell, cells = self.user * groups + self.group, self.users * groups
+        columns = values.reshape(len(values), -1).T
+        total: Floats = np.stack([np.bincount(cell, column, cells) for column in columns], axis=-1)
+        return total.reshape(self.users, groups, *values.shape[1:])
+
+    def weights(self, ratio: Floats) -> tuple[Floats, Floats]:
+        """Weight before and after each row, [n] and [n], from `ratio` [n] rho_k = pi(a_k|s_k) / mu(a_k|s_k).
+
+        Per week (w_{k-1}, w_k) with w_k = prod_{j<=k} rho_j and w_{-1} = 1; per decision (1, rho_k).
+        """
+        if not self.sequential:
+            return np.ones_like(ratio), ratio
+        grid: Floats = np.ones((self.users, int(self.group.max()) + 2))
+        grid[self.user, self.group + 1] = ratio
+        product: Floats = np.cumprod(grid, axis=1, dtype=np.float64)
+        return product[self.user, self.group], product[self.user, self.group + 1]
+
+
+def trajectory_rows(table: Transitions) -> Booleans:
+    """[N] whether a row lies on its user's trajectory: from the first row to the first terminal or truncated one,
+    inclusive."""
+    ended = (table.terminal | table.truncated).astype(np.int64)
+    before = np.cumsum(ended) - ended
+    first = np.diff(table.user, prepend=-1) != 0
+    at_start = np.maximum.accumulate(np.where(first, before, 0))
+    found: Booleans = before == at_start
+    return found
+
+
+def take(table: Transitions, rows: Booleans, per: Literal["week", "decision"]) -> Sample:
+    """The sample of the rows of `table` marked in `rows` [N], whole users where `per` is week.
+
+    Exposure per week is sum_k Delta_k / 7 over the trajectory, per decision the number of rows.
+
+    Raises InputError where no row is left, and where a user's trajectory covers no time at all.
+    """
+    kept = rows & trajectory_rows(table) if per == "week" else rows
+    place = np.flatnonzero(kept).astype(np.int64)
+    if not len(place):
+        raise InputError("evaluate: no rows to evaluate on; give the split users (etl.split) or a longer log.")
+    first = np.diff(table.user[place], prepend=-1) != 0
+    user = np.cumsum(first) - 1
+    legal = table.legal[place]
+    start = np.flatnonzero(first)
+    if per == "week":
+        group = np.arange(len(place)) - start[user]
+        exposure: NDArray[Any] = np.add.reduceat(table.elapsed_days[place], start) / DAYS_PER_WEEK
+        if exposure.sum() <= 0:
+            raise InputError(
+                "evaluate: the rows cover no time (elapsed_days sum to 0); a log that spans some days is needed."
+            )
+    else:
+        group = np.where(legal.sum(axis=1) > 1, CHOICE, FORCED)
+        exposure = np.bincount(user).astype(np.float64)
+    return Sample(
+        rows=place,
+        user=user.astype(np.int64),
+        group=group.astype(np.int64),
+        sequential=per == "week",
+        at=table.decided_at[place],
+        action=table.action[place],
+        propensity=table.propensity[place],
+        legal=legal,
+        reward=np.asarray(table.reward[place], dtype=np.float64),
+        exposure=exposure.astype(np.float64),
+        left_out=int(rows.sum()) - len(place),
+    )
+
+
+def check_propensities(table: Transitions) -> None:
+    """Hold the log to what evaluation needs: every propensity known and in (0, 1], and some choice left to chance.
+
+    Raises InputError with the count, the first decision and the remedy. A propensity that is unknown is never taken as
+    1.
+    """
+
+    def refuse(off: Booleans, what: str, remedy: str) -> None:
+        if off.any():
+            row = int(off.argmax())
+            at = np.datetime64(int(table.decided_at[row]), "us")
+            who = table.user_id[table.user[row]]
+            raise InputError(
+                f"propensity: {int(off.sum())} of {len(off)} usable decisions {what}, first that of user {who} at {at} "
+                f"(found {table.propensity[row]}); {remedy}"
+            )
+
+    p = table.propensity
+    refuse(np.isnan(p), "have none", "log the probability of the action taken, or leave those decisions out.")
+    refuse((p <= 0) | (p > 1), "lie outside (0, 1]", "log the probability of the action taken.")
+    choice = table.legal.sum(axis=1) > 1
+    if not choice.any():
+        raise InputError("legal: no decision has more than one legal action; there is nothing to evaluate.")
+    if (p[choice] >= 1 - 1e-12).all():
+        raise InputError(
+            f"propensity: all {int(choice.sum())} decisions with a choice were made with probability 1: the logging "
+            "policy never "
+            "explored, so the log cannot say what another action would have done; log with some randomisation first."
+        )
+
+
+def days_left(table: Transitions) -> Floats:
+    """[N] days from each row to the end of what is observed of its user, the state that an undiscounted value needs.
+
+    The end of the user's trajectory where it was truncated. Where the account was closed, the end of the log: to count
+    down to the closing would tell the value function what nobody knew.
+    """
+    end_us = table.decided_at + np.rint(table.elapsed_days * MICROSECONDS_PER_DAY).astype(np.int64)
+    horizon = np.full(int(table.user.max()) + 1, end_us.max(), dtype=np.int64)
+    last = np.flatnonzero(trajectory_rows(table) & table.truncated & ~table.terminal)
+    horizon[table.user[last]] = end_us[last]
+    left: Floats = np.maximum(horizon[table.user] - table.decided_at, 0) / MICROSECONDS_PER_DAY
+    return left
