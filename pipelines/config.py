@@ -1,0 +1,304 @@
+"""One TOML file, validated; every error names the key, what was found and the remedy."""
+
+import difflib
+import hashlib
+import json
+import tomllib
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from models.contract import HOLD, UNITS, Contract
+from models.errors import InputError
+from models.train import TrainConfig
+from policies.constraints import Constraints
+from policies.evaluate import EvaluateConfig
+from policies.gate import GateConfig
+from policies.simulator import SimulatorConfig
+
+STATE_FEATURES = (
+    "notifications_on",
+    "sends_24h",
+    "sends_7d",
+    "clicks_24h",
+    "clicks_7d",
+    "visits_24h",
+    "visits_7d",
+    "hours_since_send",
+    "send_never",
+    "hours_since_visit",
+    "visit_never",
+    "badge",
+    "click_rate_28d",
+    "hour_sin",
+    "hour_cos",
+    "weekday_sin",
+    "weekday_cos",
+    "candidate_missing",
+)
+"""Features the ETL computes from the log itself; a config names those it wants."""
+
+COLUMN_REWARD = "column:"
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Dataset(Section):
+    """Where one raw dataset lies and how its columns are called there."""
+
+    path: Path
+    """A Parquet folder or file, or a CSV file; a relative path is relative to the working directory."""
+    format: Literal["parquet", "csv"] | None = None
+    """By the suffix where absent (.csv and .csv.gz are CSV, all else Parquet)."""
+    where: str | None = None
+    """A Spark SQL condition over the log's columns: rows that do not meet it are not read."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Tactful's column name -> a Spark SQL expression over the log's columns; an unmapped column keeps its name."""
+
+
+class Data(Section):
+    """The raw datasets; `decisions` is the only one a log must have."""
+
+    decisions: Dataset
+    events: Dataset | None = None
+    users: Dataset | None = None
+    candidates: Dataset | None = None
+
+
+class Features(Section):
+    """State features: the built-in ones by name, and columns of decisions and users."""
+
+    state: list[str] = Field(default_factory=list)
+    """Built-in features, see STATE_FEATURES."""
+    context: list[str] = Field(default_factory=list)
+    """Numeric columns of `decisions` (and `candidates`): relevance and the like."""
+    context_categories: dict[str, list[str]] = Field(default_factory=dict)
+    """Text columns of `decisions` and the values each may take: one indicator per value."""
+    attributes: list[str] = Field(default_factory=list)
+    """Numeric columns of `users`, as of the decision."""
+    attribute_categories: dict[str, list[str]] = Field(default_factory=dict)
+    """Text columns of `users` and the values each may take."""
+    click_prior: tuple[float, float] = (1.0, 10.0)
+    """(clicks, sends) added to a user's own when the click rate is smoothed."""
+
+    @model_validator(mode="after")
+    def known(self) -> Self:
+        for name in self.state:
+            if name not in STATE_FEATURES:
+                raise InputError(f"features.state: {name!r} is not a built-in feature{suggest(name, STATE_FEATURES)}.")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """[S] feature names, in the order of the state."""
+        return (
+            *self.state,
+            *self.context,
+            *(f"{column}={value}" for column, values in self.context_categories.items() for value in values),
+            *self.attributes,
+            *(f"{column}={value}" for column, values in self.attribute_categories.items() for value in values),
+        )
+
+
+class Etl(Section):
+    """How the log is cut into transitions."""
+
+    as_of: str | None = None
+    """UTC time after which nothing logged is believed; by default now."""
+    watermark: str | None = None
+    """W, UTC; by default the smallest over the datasets of the largest `logged_at` not after `as_of`."""
+    lookback_days: float = Field(28, gt=0)
+    warmup_days: float = Field(7, ge=0)
+    max_lateness_days: float = Field(7, gt=0)
+    max_gap_days: float = Field(7, gt=0)
+    click_window_hours: float = Field(24, gt=0)
+    session_gap_minutes: float = Field(30, gt=0)
+    known_gaps: list[str] = Field(default_factory=list)
+    """UTC arrival days (YYYY-MM-DD) known to be missing."""
+    buckets: int = Field(8, ge=1)
+    """User buckets of the transitions table, fixed at its creation."""
+    split: tuple[float, float, float] = (0.6, 0.1, 0.3)
+    """Shares of users in train, validation and test."""
+    max_quarantined: float = Field(0.2, ge=0, le=1)
+    """Share of quarantined decisions above which the run stops."""
+
+    @model_validator(mode="after")
+    def shares(self) -> Self:
+        if abs(sum(self.split) - 1) > 1e-9 or min(self.split) < 0:
+            raise InputError(f"etl.split is {self.split}; three shares of 0 or more that sum to 1 are needed.")
+        return self
+
+
+class Policy(Section):
+    """How a learned Q-function acts; part of the artifact, so that what is gated is what is deployed."""
+
+    rollout_share: float = Field(1.0, gt=0, le=1)
+    """kappa: act by (1 - kappa) mu + kappa pi, mu the behaviour network."""
+    exploration: float = Field(0.02, ge=0, lt=1)
+    """Probability spread uniformly over the legal actions, so that tomorrow's log can be evaluated."""
+
+
+class Score(Section):
+    """Nightly scoring."""
+
+    valid_hours: float = Field(24, gt=0)
+    """A scored row is good for this long after its decide_at."""
+
+
+class MlflowConfig(Section):
+    """Where runs and versions are kept."""
+
+    tracking_uri: str | None = None
+    """By default a SQLite file in the run's folder."""
+    experiment: str = "tactful"
+    model: str = "tactful"
+    """Registered model name."""
+
+
+class SparkConfig(Section):
+    """The session."""
+
+    master: str = "local[*]"
+    shuffle_partitions: int = Field(4, ge=1)
+    conf: dict[str, str] = Field(default_factory=dict)
+
+
+class Config(Section):
+    """Everything one run needs to know."""
+
+    name: str
+    seed: int = 0
+    run_dir: Path
+    """Everything a run writes lies here: lake, transitions, MLflow, report."""
+    actions: list[str] = Field(default_factory=lambda: [HOLD, "send"])
+    rewards: list[str]
+    """Reward components: sends, clicks, visits, weekly_active_days, disables, or column:NAME."""
+    units: dict[str, str] = Field(default_factory=dict)
+    """Raw unit of a column:NAME component."""
+    simulate: SimulatorConfig | None = None
+    data: Data
+    features: Features
+    constraints: Constraints = Constraints()
+    etl: Etl = Etl()
+    train: TrainConfig
+    policy: Policy = Policy()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    gate: GateConfig = GateConfig()
+    score: Score = Score()
+    mlflow: MlflowConfig = MlflowConfig()
+    spark: SparkConfig = SparkConfig()
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        for component in self.rewards:
+            if not component.startswith(COLUMN_REWARD) and component not in UNITS:
+                raise InputError(
+                    f"rewards: {component!r} is not a component{suggest(component, UNITS)}; a column of the decision "
+                    f"row is written {COLUMN_REWARD}{component}."
+                )
+            if component in UNITS and component != "sends" and self.data.events is None:
+                raise InputError(f"rewards: {component!r} is counted from events; map data.events or remove it.")
+        names = self.contract.rewards
+        for key, found in (("train.weights", self.train.weights), ("gate.metrics", self.gate.metrics)):
+            known = (*names, "ctr") if key == "gate.metrics" else names
+            for name in found:
+                if name not in known:
+                    raise InputError(f"{key}: {name!r} is not a reward component{suggest(name, known)}.")
+        if self.gate.candidate not in self.train.learners:
+            meant = suggest(self.gate.candidate, self.train.learners)
+            raise InputError(f"gate.candidate: {self.gate.candidate!r} is not learned{meant}.")
+        return self
+
+    @property
+    def contract(self) -> Contract:
+        """Actions, features and rewards by name; a column:NAME component is called NAME."""
+        names = tuple(component.removeprefix(COLUMN_REWARD) for component in self.rewards)
+        return Contract(
+            tuple(self.actions),
+            self.features.names,
+            names,
+            {**{n: UNITS[n] for n in names if n in UNITS}, **self.units},
+        )
+
+    @property
+    def transitions_path(self) -> Path:
+        return self.run_dir / "transitions"
+
+    def etl_hash(self) -> str:
+        """Fingerprint of everything that decides what a transition is."""
+        parts = self.model_dump(mode="json", include={"actions", "rewards", "data", "features", "constraints", "etl"})
+        for moment in ("as_of", "watermark", "known_gaps"):
+            parts["etl"].pop(moment)
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def suggest(name: str, known: Any) -> str:
+    """`; did you mean X? Known: ...` for an error message."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return (f"; did you mean {close[0]!r}?" if close else "") + f" (known: {', '.join(known)})"
+
+
+def load(path: Path, overrides: dict[str, str] | None = None) -> Config:
+    """Read and validate a TOML file; `overrides` maps dotted keys to values, each parsed as TOML or taken as text.
+
+    Raises InputError naming the file or key, what was found and the remedy.
+    """
+    try:
+        tree = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such configuration file; see configs/ for examples.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: not valid TOML: {error}.") from None
+    for key, text in (overrides or {}).items():
+        node = tree
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        try:
+            node[leaf] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            node[leaf] = text
+    return validate(tree, str(path))
+
+
+def validate(tree: dict[str, Any], source: str) -> Config:
+    """A Config from a parsed tree; every problem found is named with its key."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise InputError("\n".join(_explain(problem, source) for problem in error.errors())) from None
+
+
+def _explain(problem: Any, source: str) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
+        meant = suggest(key.split(".")[-1], _siblings(problem["loc"]))
+        return f"{source}: {key}: no such key; correct the spelling or remove it{meant}."
+    if problem["type"] in {"missing", "missing_argument"}:
+        return f"{source}: {key}: missing; add it."
+    return f"{source}: {key}: found {problem['input']!r}: {problem['msg']}."
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that exist where a misspelt one was found."""
+    section: Any = Config
+    for part in location[:-1]:
+        found = _fields(section).get(str(part))
+        options = [found, *getattr(found, "__args__", ())]
+        section = next((option for option in options if _fields(option)), None)
+    return list(_fields(section))
+
+
+def _fields(section: Any) -> dict[str, Any]:
+    """Name -> type of each field of a section or of a config dataclass; empty for anything else."""
+    if isinstance(section, type) and issubclass(section, BaseModel):
+        return {name: field.annotation for name, field in section.model_fields.items()}
+    if is_dataclass(section):
+        return {field.name: field.type for field in fields(section)}
+    return {}
