@@ -1,0 +1,1 @@
+"""Raw log to transitions, as DataFrame -> DataFrame functions over NumPy kernels."""

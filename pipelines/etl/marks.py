@@ -1,0 +1,146 @@
+"""The first reason in a fixed order why a raw row is not kept; rules on the row alone, but for duplicates."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from models.contract import Contract
+from pipelines.etl.features import Ints, StateFeatures
+from policies.constraints import Constraints
+
+EXACT_DUPLICATE = "exact_duplicate"
+CONFLICTING_DUPLICATE = "conflicting_duplicate"
+
+REMEDIES = {
+    "missing_user_id": "log whose row it is, or map data.*.columns.user_id",
+    "missing_decision_id": "give every decision an id of its own",
+    "missing_event_id": "give every event an id of its own",
+    "missing_decided_at": "log when the choice was made, as a UTC timestamp",
+    "missing_occurred_at": "log when the event occurred, as a UTC timestamp",
+    "missing_valid_from": "log from when the row of the user holds, as a UTC timestamp",
+    "missing_logged_at": "log when the row became known, as a UTC timestamp",
+    "logged_before_it_happened": "correct the clocks: logged_at must not lie before the row's own time",
+    "clock_ahead": "correct the clock that wrote logged_at, or set etl.as_of later",
+    "too_late": "deliver rows sooner, or raise etl.max_lateness_days",
+    CONFLICTING_DUPLICATE: "write each id once: an earlier row of this user has the id and other contents",
+    "unknown_action": "add the action to `actions`, or map it to one of them",
+    "unknown_legal_action": "name in legal_actions only what stands in `actions`",
+    "illegal_action": "log legal_actions as the policy saw them: the action taken must be among them",
+    "propensity_out_of_range": "log the probability of the action taken, in (0, 1], or null where unknown",
+    "forced_propensity": "log propensity 1 where one action is legal, or log the other legal actions",
+    "missing_feature": "log the context column wherever there was a choice, or remove it from [features]",
+    "missing_reward": "log the outcome column, or remove it from `rewards`",
+    "unknown_kind": "map the event to a known kind in data.events.columns.kind, or leave it out",
+}
+"""What to do about each reason; `missing_feature` and `missing_reward` are followed by `:NAME` in the rows."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the kernels need to know; sent to the workers. Times and spans are int64 us."""
+
+    contract: Contract
+    outcomes: tuple[str, ...]
+    """Those reward components that are columns of the decision row."""
+    features: StateFeatures
+    constraints: Constraints
+    has_events: bool
+    as_of: int
+    watermark: int
+    log_start: int
+    """The earliest decision or event of the log."""
+    lookback: int
+    warmup: int
+    max_lateness: int
+    max_gap: int
+    click_window: int
+    session_gap: int
+
+
+class Marks:
+    """The reason of each of N rows; the first that is added wins."""
+
+    def __init__(self, rows: int) -> None:
+        self.code = np.zeros(rows, np.int16)
+        self.names = [""]
+
+    @property
+    def kept(self) -> NDArray[np.bool_]:
+        """[N] rows that no rule has caught so far."""
+        return np.asarray(self.code == 0)
+
+    def add(self, name: str, rows: NDArray[np.bool_]) -> None:
+        """Mark those of `rows` [N] that are still kept."""
+        self.names.append(name)
+        self.code[rows & self.kept] = len(self.names) - 1
+
+    def reasons(self) -> NDArray[Any]:
+        """[N] reason, None where kept."""
+        names = np.array([None, *self.names[1:]], dtype=object)
+        return np.asarray(names[self.code])
+
+
+def is_null(table: pa.Table, name: str) -> NDArray[np.bool_]:
+    """[N] whether the column is null."""
+    return np.asarray(table[name].is_null().to_numpy(), dtype=bool)
+
+
+def ints(table: pa.Table, name: str) -> Ints:
+    """[N] int64 column, 0 where null."""
+    return np.asarray(pc.fill_null(table[name], 0).to_numpy(), dtype=np.int64)
+
+
+def floats(table: pa.Table, name: str) -> NDArray[np.float64]:
+    """[N] float64 column, NaN where null."""
+    return np.asarray(pc.fill_null(table[name], float("nan")).to_numpy(), dtype=np.float64)
+
+
+def texts(table: pa.Table, name: str) -> NDArray[Any]:
+    """[N] text column as objects, None where null."""
+    return np.asarray(table[name].to_numpy(), dtype=object)
+
+
+def codes(table: pa.Table, name: str) -> Ints:
+    """[N] int64 code of each text, equal for equal texts, -1 where null; the order of codes means nothing."""
+    found = pc.index_in(table[name], value_set=pc.unique(table[name]).drop_null())
+    return np.asarray(pc.fill_null(found, -1).to_numpy(), dtype=np.int64)
+
+
+def positions(column: Any, names: tuple[str, ...]) -> Ints:
+    """[N] index of each text among `names`, -1 where it is null or none of them."""
+    found = pc.index_in(column, value_set=pa.array(names, pa.string()))
+    return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), dtype=np.int64)
+
+
+def mark_times(marks: Marks, table: pa.Table, plan: Plan, row_id: str, time: str) -> None:
+    """Rules on ids and times: missing_*, logged_before_it_happened, clock_ahead, too_late."""
+    at, logged = ints(table, "at"), ints(table, "logged")
+    for name, column in (("user_id", "user_id"), (row_id, "row_id"), (time, "at"), ("logged_at", "logged")):
+        marks.add(f"missing_{name}", is_null(table, column))
+    marks.add("logged_before_it_happened", logged < at)
+    marks.add("clock_ahead", logged > plan.as_of)
+    marks.add("too_late", logged - at > plan.max_lateness)
+
+
+def mark_duplicates(marks: Marks, table: pa.Table) -> None:
+    """Of rows still kept that share a user and an id, the earliest logged (then the smallest content hash) stays.
+
+    A later row with the content of the one that stays is an exact duplicate, any other a conflicting one.
+    """
+    rows = np.flatnonzero(marks.kept)
+    user, key = codes(table, "user_id")[rows], codes(table, "row_id")[rows]
+    content = ints(table, "hash")[rows]
+    order = np.lexsort((content, ints(table, "logged")[rows], key, user))
+    user, key, content = user[order], key[order], content[order]
+    fresh = np.ones(len(order), bool)
+    fresh[1:] = (user[1:] != user[:-1]) | (key[1:] != key[:-1])
+    first = np.maximum.accumulate(np.where(fresh, np.arange(len(order)), 0))
+    same = content == content[first]
+    for name, later in ((EXACT_DUPLICATE, ~fresh & same), (CONFLICTING_DUPLICATE, ~fresh & ~same)):
+        caught = np.zeros(table.num_rows, bool)
+        caught[rows[order[later]]] = True
+        marks.add(name, caught)
