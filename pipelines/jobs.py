@@ -1,0 +1,342 @@
+"""The steps of the road: the only file that knows sessions, paths and arguments, one function per step.
+
+Each step reads what the steps before it left in the run's folder and leaves its own result there:
+
+| step     | reads                         | leaves |
+|----------|-------------------------------|--------|
+| simulate | nothing                       | the raw datasets of the configuration |
+| etl      | the raw datasets              | transitions/, quarantine/, quality/, steps/etl.json |
+| train    | transitions/                  | policies/NAME/, an MLflow run, steps/train.json |
+| evaluate | transitions/, policies/       | tried.json, steps/evaluate.json |
+| promote  | steps/evaluate.json, policies/| registry versions and aliases, steps/promote.json |
+| score    | raw datasets, the registry    | scores/, steps/score.json |
+| report   | steps/*.json                  | report.html, summary.json |
+"""
+
+import hashlib
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pyspark.sql import SparkSession
+from rich.console import Console
+
+from models import artifact, table
+from models.errors import InputError
+from models.registry import Registry
+from models.train import BEHAVIOUR
+from models.train import train as fit_policies
+from pipelines import summary as summaries
+from pipelines.config import Config
+from pipelines.etl.flow import run_etl
+from pipelines.night import run_scoring
+from pipelines.report import write_report
+from pipelines.session import spark_session
+from pipelines.simulate import policy_truth, run_simulate
+from policies.baselines import Always, Never
+from policies.evaluate import evaluate as evaluate_policies
+from policies.gate import judge
+from policies.q_policy import QPolicy, deployed_probabilities
+
+console = Console()
+
+ALONE = " alone"
+"""Follows the name of a learned policy where it acts without the part of the logging policy it is deployed with."""
+TRUTH_SEED = 1_000_003
+"""Added to the run's seed for the world whose truth is told."""
+
+
+# What a step leaves behind
+
+
+def _step_path(config: Config, step: str) -> Path:
+    return config.run_dir / "steps" / f"{step}.json"
+
+
+@contextmanager
+def _step(config: Config, step: str) -> Iterator[dict[str, Any]]:
+    """Collect a step's result and write it with its duration, only when the step succeeded."""
+    console.rule(f"[bold]{step}", align="left")
+    started = time.perf_counter()
+    result: dict[str, Any] = {}
+    yield result
+    result["seconds"] = round(time.perf_counter() - started, 3)
+    _write_json(_step_path(config, step), result)
+    console.print(f"[dim]{step}: {result['seconds']:.1f} s[/]")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2, allow_nan=False))
+    # A reader sees the old file or the new one, never half of one.
+    partial.replace(path)
+
+
+def _left_by(config: Config, step: str) -> dict[str, Any]:
+    """The result of an earlier step; InputError naming the command that makes it where it is absent."""
+    path = _step_path(config, step)
+    if not path.exists():
+        raise InputError(f"{path}: not there; run `tactful {step}` with this configuration first.")
+    return dict(json.loads(path.read_text()))
+
+
+@contextmanager
+def _spark(config: Config) -> Iterator[SparkSession]:
+    spark = spark_session(config.spark, f"tactful {config.name}")
+    try:
+        yield spark
+    finally:
+        spark.stop()
+
+
+def _transitions(config: Config) -> table.Transitions:
+    return table.read(config.transitions_path, config.contract)
+
+
+def _policy_folder(config: Config, name: str) -> Path:
+    return config.run_dir / "policies" / name
+
+
+def _commit() -> str | None:
+    """The commit of the working tree, where it is one."""
+    here = Path(__file__).parent
+    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
+
+
+# The steps
+
+
+def simulate(config: Config) -> dict[str, Any]:
+    """Write the simulated world's raw log to the paths of `data`."""
+    if config.simulate is None:
+        raise InputError(f"{config.name}: the configuration has no [simulate]; add it, or start with `tactful etl`.")
+    with _step(config, "simulate") as result:
+        result.update(run_simulate(config))
+    return result
+
+
+def etl(config: Config, rebuild: bool = False) -> dict[str, Any]:
+    """Turn the raw log into transitions and check the data on the way."""
+    with _step(config, "etl") as result, _spark(config) as spark:
+        result.update(run_etl(spark, config, rebuild=rebuild))
+    return result
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Learn every policy of `train.learners` and the behaviour network, export each, and log the run to MLflow."""
+    transitions = _transitions(config)
+    act = partial(deployed_probabilities, decision=_decision(config), is_send=config.contract.is_send)
+    with _step(config, "train") as result:
+        learned = fit_policies(transitions, config.train, config.seed, act)
+        lineage = {
+            "data_version": transitions.version,
+            "fingerprint": transitions.fingerprint,
+            "window": _window(transitions),
+            "config_hash": _config_hash(config),
+            "commit": _commit(),
+            "seed": config.seed,
+        }
+        folders = {name: _policy_folder(config, name) for name in learned}
+        for name, member in learned.items():
+            artifact.export(member, folders[name], _decision(config, name), lineage)
+        curves = {name: member.curves for name, member in learned.items()}
+        result["mlflow_run"] = _registry(config).log_run(
+            config.name,
+            params={**config.model_dump(mode="json", include={"seed", "train", "policy", "features"})},
+            curves=curves,
+            folders={f"policies/{name}": folder for name, folder in folders.items()},
+            tags={name: str(value) for name, value in lineage.items()},
+        )
+        result["curves"] = curves
+        result["weights"] = dict(config.train.weights)
+        result["alpha"] = dict(config.train.learners)
+        result["members"] = len(config.train.learners) * config.train.seeds
+        result["agreement"] = {name: learned[name].agreement for name in config.train.learners}
+        result["lineage"] = lineage
+    return result
+
+
+def _registry(config: Config) -> Registry:
+    uri = config.mlflow.tracking_uri or f"sqlite:///{config.run_dir.resolve() / 'mlflow.db'}"
+    return Registry(uri, config.mlflow.model, config.mlflow.experiment)
+
+
+def _decision(config: Config, name: str = "") -> dict[str, float]:
+    """How an artifact's outputs become probabilities; the cloned logging policy acts as itself."""
+    if name == BEHAVIOUR:
+        return {"rollout_share": 0.0, "exploration": 0.0, "lambda": 0.0}
+    return {"rollout_share": config.policy.rollout_share, "exploration": config.policy.exploration, "lambda": 0.0}
+
+
+def _window(transitions: table.Transitions) -> list[str]:
+    ends = transitions.decided_at[[transitions.decided_at.argmin(), transitions.decided_at.argmax()]]
+    return [str(np.datetime64(int(end), "us").astype("datetime64[s]")) + "Z" for end in ends]
+
+
+def _config_hash(config: Config) -> str:
+    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
+
+
+def evaluate(config: Config) -> dict[str, Any]:
+    """Every policy by every estimator; where the log was simulated, the true values beside them."""
+    transitions = _transitions(config)
+    learned = _learned_policies(config)
+    policies: list[Any] = [Never(), Always(), *learned]
+    alone = config.gate.candidate + ALONE if config.policy.rollout_share < 1 else None
+    # Left alone torch takes every core, and beside anything else that runs it then waits more than it works.
+    torch.set_num_threads(config.train.threads)
+    with _step(config, "evaluate") as result:
+        tried = _candidates_tried(config, transitions)
+        found = evaluate_policies(
+            transitions, policies, config.evaluate, config.gate, config.seed, tried=tried, alone=alone
+        )
+        if config.simulate is not None:
+            # Other users than the log's: the truth is about the world, not about this sample of it.
+            truths = policy_truth(config, policies, config.seed + TRUTH_SEED, progress=True)
+            for name, policy in found["policies"].items():
+                policy["truth"] = truths[name]
+        result.update({"evaluation": found, "tried": tried})
+    return result
+
+
+def _learned_policies(config: Config) -> list[QPolicy]:
+    """Each learned policy as it would be deployed and, where that is a mixture, as it would be alone."""
+    found = []
+    for name in config.train.learners:
+        loaded = artifact.load(_policy_folder(config, name))
+        found.append(QPolicy(loaded, name))
+        if config.policy.rollout_share < 1:
+            found.append(QPolicy(loaded, name + ALONE, share=1.0))
+    return found
+
+
+def _candidates_tried(config: Config, transitions: table.Transitions) -> int:
+    """How many learned policies this test split has judged, those of earlier runs on the same data included.
+
+    A policy is known by its graph and how it acts, so that repeating a run does not count as another try.
+    """
+    path = config.run_dir / "tried.json"
+    record: dict[str, list[str]] = json.loads(path.read_text()) if path.exists() else {}
+    seen = set(record.get(transitions.fingerprint, []))
+    for name in config.train.learners:
+        graph = (_policy_folder(config, name) / artifact.GRAPH).read_bytes()
+        acts = json.dumps(artifact.load(_policy_folder(config, name)).decision, sort_keys=True).encode()
+        seen.add(hashlib.sha256(graph + acts).hexdigest())
+    _write_json(path, {**record, transitions.fingerprint: sorted(seen)})
+    return len(seen)
+
+
+def promote(config: Config) -> dict[str, Any]:
+    """Judge the candidate, register it, and make it champion where the verdict is PROMOTE; returns the verdict."""
+    left = _left_by(config, "evaluate")
+    with _step(config, "promote") as result:
+        verdict = judge(left["evaluation"], config.gate, left["tried"])
+        result["verdict"] = verdict
+        result["registry"] = _register(config, verdict)
+        console.print(summaries.verdict_panel(verdict))
+    return verdict
+
+
+def _register(config: Config, verdict: dict[str, Any]) -> dict[str, Any]:
+    """Register the candidate: challenger, and champion if promoted; the first champion is the logging policy, cloned."""
+    versions = _registry(config)
+    trained = _left_by(config, "train")
+    lineage = trained["lineage"]
+    tags = {"data_fingerprint": lineage["fingerprint"], "commit": lineage["commit"] or "unknown"}
+    if versions.alias("champion") is None:
+        first = versions.register(
+            _policy_folder(config, BEHAVIOUR), {**tags, "policy": BEHAVIOUR, "verdict": "FIRST CHAMPION"}
+        )
+        versions.set_alias("champion", first)
+    candidate = config.gate.candidate
+    version = versions.register(
+        _policy_folder(config, candidate), {**tags, "policy": candidate, "verdict": verdict["verdict"]}
+    )
+    versions.set_alias("challenger", version)
+    if verdict["verdict"] == "PROMOTE":
+        versions.set_alias("champion", version)
+    return {"candidate": version, "champion": versions.alias("champion"), "challenger": version}
+
+
+def score(config: Config) -> dict[str, Any]:
+    """Decide for every candidate of the night with the registry's champion."""
+    if config.data.candidates is None:
+        raise InputError("data.candidates: missing; say where tonight's candidates lie, or do without `tactful score`.")
+    with _step(config, "score") as result:
+        folder, version = _registry(config).load("champion")
+        with _spark(config) as spark:
+            result.update(run_scoring(spark, config, folder, version))
+    return result
+
+
+def report(config: Config) -> dict[str, Any]:
+    """Write summary.json and report.html from what the steps left; returns the summary."""
+    with _step(config, "report"):
+        found = _summary(config)
+        _write_json(config.run_dir / "summary.json", found)
+        write_report(found, config.run_dir / "report.html")
+    console.print(summaries.metrics_table(found))
+    console.print(summaries.verdict_panel(found["verdict"]))
+    console.print(f"[bold]{config.run_dir / 'report.html'}[/]  {config.run_dir / 'summary.json'}")
+    return found
+
+
+def _summary(config: Config) -> dict[str, Any]:
+    left = {step: _left_by(config, step) for step in ("etl", "train", "evaluate", "promote")}
+    optional = {step: _left_by(config, step) for step in ("simulate", "score") if _step_path(config, step).exists()}
+    evaluation = left["evaluate"]["evaluation"]
+    scoring = {k: v for k, v in optional["score"].items() if k != "seconds"} if "score" in optional else None
+    return {
+        "name": config.name,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "verdict": {
+            **left["promote"]["verdict"],
+            "estimator": config.gate.estimator,
+            "metrics": {name: asdict(metric) for name, metric in config.gate.metrics.items()},
+        },
+        "policies": summaries.policies(evaluation, config.gate.estimator),
+        "rows": left["etl"]["rows"],
+        "seconds": {step: found["seconds"] for step, found in sorted({**left, **optional}.items())},
+        "evaluation": evaluation,
+        "quality": left["etl"]["quality"],
+        "training": {
+            key: value for key, value in left["train"].items() if key not in {"lineage", "seconds", "mlflow_run"}
+        },
+        "scoring": scoring,
+        "lineage": {
+            **left["train"]["lineage"],
+            "mlflow_run": left["train"]["mlflow_run"],
+            "etl_hash": config.etl_hash(),
+            "watermark": left["etl"]["watermark"],
+            "model_version": left["promote"]["registry"]["candidate"],
+            "champion": left["promote"]["registry"]["champion"],
+            "packages": {
+                name: package_version(name) for name in ("tactful", "torch", "pyspark", "onnxruntime", "mlflow")
+            },
+        },
+    }
+
+
+def run(config: Config, rebuild: bool = False) -> dict[str, Any]:
+    """Every step in order; a log without candidates is not scored."""
+    if config.simulate is not None:
+        simulate(config)
+    etl(config, rebuild=rebuild)
+    train(config)
+    evaluate(config)
+    promote(config)
+    if config.data.candidates is not None:
+        score(config)
+    return report(config)

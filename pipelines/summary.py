@@ -1,0 +1,78 @@
+"""What a run found: summary.json, and the table and verdict in the terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+COLOUR = {"PROMOTE": "green", "REFUSE": "red", "INCONCLUSIVE": "yellow"}
+ON_POLICY = "on_policy"
+
+
+def headline_estimator(policy: Mapping[str, Any], preferred: str) -> str:
+    """The estimator a policy is quoted by: the preferred one, or the mean of the log for the policy that wrote it."""
+    return preferred if preferred in policy["estimates"] else ON_POLICY
+
+
+def policies(evaluation: Mapping[str, Any], estimator: str) -> dict[str, dict[str, Any]]:
+    """Per policy and metric: estimate, interval, difference from the logging policy, and the truth where it is known."""
+    found = {}
+    for name, policy in evaluation["policies"].items():
+        quoted = headline_estimator(policy, estimator)
+        truth = policy.get("truth") or {}
+        found[name] = {
+            metric: {**figures, "estimator": quoted, "rows": policy["rows"], "truth": truth.get(metric)}
+            for metric, figures in policy["estimates"][quoted].items()
+        }
+    return found
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A figure as a person reads it: three significant digits, thousands separated, a dash where there is none."""
+    if value is None:
+        return "–"
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:,.0f}"
+    if size and size < 10 ** -(digits + 1):
+        return f"{value:.1e}"
+    decimals = digits if size < 1 else max(digits - len(str(int(size))), 0)
+    return f"{value:.{decimals}f}"
+
+
+def metrics_table(summary: Mapping[str, Any]) -> Table:
+    """Policies by metrics: estimate, interval and, where known, the truth beneath."""
+    evaluation = summary["evaluation"]
+    table = Table(title=f"Value {evaluation['unit']}", title_justify="left", caption_justify="left")
+    table.add_column("policy")
+    table.add_column("rows")
+    for metric in evaluation["components"]:
+        table.add_column(metric, justify="right")
+    has_truth = False
+    for name, metrics in summary["policies"].items():
+        cells = []
+        for metric in evaluation["components"]:
+            figures = metrics.get(metric)
+            if figures is None:
+                cells.append("–")
+                continue
+            cell = f"{number(figures['estimate'])}\n[{number(figures['low'])}, {number(figures['high'])}]"
+            if figures["truth"]:
+                has_truth = True
+                cell += f"\ntruth {number(figures['truth']['value'])}"
+            cells.append(cell)
+        first = next(iter(metrics.values()), {"rows": "", "estimator": ""})
+        table.add_row(f"{name}\n{first['estimator']}", first["rows"], *(Text(cell) for cell in cells), end_section=True)
+    table.caption = "estimate and interval" + (", and the simulator's own value" if has_truth else "")
+    return table
+
+
+def verdict_panel(verdict: Mapping[str, Any]) -> Panel:
+    """The verdict first, then why."""
+    colour = COLOUR[verdict["verdict"]]
+    lines = [Text(f"{verdict['candidate']}: {verdict['verdict']}", style=f"bold {colour}")]
+    lines += [Text(f"• {reason}") for reason in verdict["reasons"]]
+    return Panel(Group(*lines), title="Verdict", title_align="left", border_style=colour)
