@@ -1,0 +1,69 @@
+"""Every week: learn (`train`), prove (`evaluate`), decide (`promote`), explain (`report`).
+
+`promote` ends in one of three ways. **Success**: the gate promoted, the champion is new. **Skipped**: the gate refused,
+or the log cannot settle it; the champion stays, and the reasons are in the task's log. Neither is an accident: a gate
+that never said no would not be one. **Failed**: something broke. The report is made after the first two.
+
+**Set**: `TACTFUL` (the command), `TACTFUL_HOME` (the folder it runs in), `TACTFUL_CONFIG` (the TOML file).
+**Red?** The task's log ends with the exit code and its meaning; see docs/airflow.md.
+"""
+
+import os
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from airflow.sdk import DAG, Param, TriggerRule
+
+sys.path.append(
+    str(Path(__file__).parent)
+)  # Airflow puts only the bundle's root there, which may lie above this folder
+from tactful_operator import NOT_PROMOTED, TactfulOperator
+
+with DAG(
+    dag_id="policy_weekly",
+    description="Train, evaluate, promote or not, report",
+    doc_md=__doc__,
+    schedule="0 6 * * 1",
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    catchup=False,
+    max_active_runs=1,
+    dagrun_timeout=timedelta(hours=48),
+    tags=["tactful"],
+    default_args={"retries": 2, "retry_delay": timedelta(minutes=10), "retry_exponential_backoff": 2.0},
+    params={
+        "config": Param(
+            os.environ.get("TACTFUL_CONFIG", "tactful.toml"),
+            type="string",
+            minLength=1,
+            description="The TOML file; a relative path is taken from TACTFUL_HOME.",
+        ),
+    },
+):
+    train = TactfulOperator(
+        task_id="train",
+        step="train",
+        execution_timeout=timedelta(hours=8),
+        doc_md="Policies learned from the transitions table, each an ONNX graph.",
+    )
+    evaluate = TactfulOperator(
+        task_id="evaluate",
+        step="evaluate",
+        execution_timeout=timedelta(hours=4),
+        doc_md="Policies, estimators and reward components: one table, with intervals.",
+    )
+    promote = TactfulOperator(
+        task_id="promote",
+        step="promote",
+        skipped_on=NOT_PROMOTED,
+        execution_timeout=timedelta(minutes=30),
+        doc_md="The gate. Skipped means: it promoted nothing, and the log of this task says why.",
+    )
+    report = TactfulOperator(
+        task_id="report",
+        step="report",
+        trigger_rule=TriggerRule.NONE_FAILED,
+        execution_timeout=timedelta(minutes=30),
+        doc_md="`report.html`: the verdict first, whatever it was.",
+    )
+    train >> evaluate >> promote >> report
