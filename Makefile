@@ -1,0 +1,76 @@
+# Each target makes what it needs first; a second call is quick. `make` alone lists them.
+
+PYTHON ?= python3.11
+DATA ?= ../shared/data/heartsteps_v1_decisions.csv
+VENV := .venv
+AIRFLOW_VENV := .venv-airflow
+BIN := $(VENV)/bin
+JAVA := $(if $(JAVA_HOME),$(JAVA_HOME)/bin/java,java)
+PIP := -m pip install --quiet --disable-pip-version-check
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo heartsteps data test check install dev airflow-env java python clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: java install ## the whole road on a simulated log: runs/demo/report.html
+	$(BIN)/tactful run configs/demo.toml
+
+heartsteps: data java install ## the whole road on the HeartSteps V1 trial: make heartsteps DATA=PATH
+	$(BIN)/tactful run configs/heartsteps.toml --set data.decisions.path="$(DATA)"
+
+data: ## check that the HeartSteps V1 file is there: DATA=PATH
+	@test -r "$(DATA)" || { echo \
+	"$(DATA): no such file. The HeartSteps V1 log is not part of this repository: Klasnja et al., CC BY 4.0," \
+	"GitHub repository klasnja/HeartStepsV1. Name your copy (configs/heartsteps.toml says which columns it reads):" \
+	"make heartsteps DATA=PATH" >&2; exit 1; }
+
+test: java dev airflow-env check ## everything the tests need, then the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+check: dev ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(VENV)/install.stamp ## the project in .venv
+
+dev: $(VENV)/dev.stamp ## the same with what the tests need
+
+airflow-env: $(AIRFLOW_VENV)/install.stamp ## Airflow in .venv-airflow, an environment of its own
+
+java: ## check that Java 17 or later is there (Spark runs on it)
+	@version="$$("$(JAVA)" -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -n 1)"; \
+	if [ -z "$$version" ]; then found="$(JAVA): no Java found."; \
+	elif [ "$$version" -lt 17 ]; then found="$(JAVA) is Java $$version."; \
+	else exit 0; fi; \
+	echo "$$found Spark needs Java 17 or later, a headless one suffices." \
+	"Debian, Ubuntu: sudo apt-get install openjdk-17-jre-headless; Fedora: sudo dnf install java-17-openjdk-headless;" \
+	"macOS: brew install openjdk@17. A Java that is elsewhere: JAVA_HOME=FOLDER make ..." >&2; exit 1
+
+python: ## check that Python 3.11 is there (another one: PYTHON=python3.12)
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null || { echo \
+	"$(PYTHON): no Python 3.11 or 3.12 of that name. Install one (Debian, Ubuntu: python3.11 and python3.11-venv)," \
+	"or name it: make PYTHON=PATH ..." >&2; exit 1; }
+
+clean: ## remove environments, caches and build outputs; runs/ stays
+	rm -rf $(VENV) $(AIRFLOW_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# A stamp is younger than the files that say what to install.
+$(VENV)/install.stamp: pyproject.toml constraints.txt | python
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python $(PIP) -c constraints.txt -e .
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/install.stamp
+	$(BIN)/python $(PIP) -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(AIRFLOW_VENV)/install.stamp: constraints-airflow.txt | python
+	test -x $(AIRFLOW_VENV)/bin/python || "$(PYTHON)" -m venv $(AIRFLOW_VENV)
+	$(AIRFLOW_VENV)/bin/python $(PIP) -c constraints-airflow.txt apache-airflow apache-airflow-providers-standard
+	touch $@
