@@ -5,10 +5,11 @@ import hashlib
 import json
 import tomllib
 from dataclasses import fields, is_dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from models.contract import HOLD, UNITS, Contract
 from models.errors import InputError
@@ -127,6 +128,12 @@ class Etl(Section):
     """Shares of users in train, validation and test."""
     max_quarantined: float = Field(0.2, ge=0, le=1)
     """Share of quarantined decisions above which the run stops."""
+
+    @field_validator("as_of", "watermark", mode="before")
+    @classmethod
+    def text(cls, moment: Any) -> Any:
+        """TOML has dates and times of its own."""
+        return moment.isoformat() if isinstance(moment, date) else moment
 
     @model_validator(mode="after")
     def shares(self) -> Self:

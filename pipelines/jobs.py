@@ -16,6 +16,7 @@ Each step reads what the steps before it left in the run's folder and leaves its
 import hashlib
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +49,8 @@ from policies.evaluate import evaluate as evaluate_policies
 from policies.gate import judge
 from policies.q_policy import QPolicy, deployed_probabilities
 
-console = Console()
+# Into a file or a pipe a table is as wide as it needs, not as narrow as the eighty columns of nobody's terminal.
+console = Console(width=None if sys.stdout.isatty() else 160)
 
 ALONE = " alone"
 """Follows the name of a learned policy where it acts without the part of the logging policy it is deployed with."""
@@ -93,11 +95,14 @@ def _left_by(config: Config, step: str) -> dict[str, Any]:
 
 @contextmanager
 def _spark(config: Config) -> Iterator[SparkSession]:
-    spark = spark_session(config.spark, f"tactful {config.name}")
+    """A session, stopped at the end by whoever started it."""
+    running = SparkSession.getActiveSession()
+    spark = running or spark_session(config.spark, f"tactful {config.name}")
     try:
         yield spark
     finally:
-        spark.stop()
+        if running is None:
+            spark.stop()
 
 
 def _transitions(config: Config) -> table.Transitions:
@@ -250,7 +255,7 @@ def promote(config: Config) -> dict[str, Any]:
 
 
 def _register(config: Config, verdict: dict[str, Any]) -> dict[str, Any]:
-    """Register the candidate: challenger, and champion if promoted; the first champion is the logging policy, cloned."""
+    """Register the candidate, as champion if promoted; the first champion is the logging policy, cloned."""
     versions = _registry(config)
     trained = _left_by(config, "train")
     lineage = trained["lineage"]
@@ -330,13 +335,14 @@ def _summary(config: Config) -> dict[str, Any]:
 
 
 def run(config: Config, rebuild: bool = False) -> dict[str, Any]:
-    """Every step in order; a log without candidates is not scored."""
-    if config.simulate is not None:
-        simulate(config)
-    etl(config, rebuild=rebuild)
-    train(config)
-    evaluate(config)
-    promote(config)
-    if config.data.candidates is not None:
-        score(config)
+    """Every step in order, on one Spark session; a log without candidates is not scored."""
+    with _spark(config):
+        if config.simulate is not None:
+            simulate(config)
+        etl(config, rebuild=rebuild)
+        train(config)
+        evaluate(config)
+        promote(config)
+        if config.data.candidates is not None:
+            score(config)
     return report(config)

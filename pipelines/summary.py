@@ -10,6 +10,7 @@ from rich.text import Text
 
 COLOUR = {"PROMOTE": "green", "REFUSE": "red", "INCONCLUSIVE": "yellow"}
 ON_POLICY = "on_policy"
+UNTRUSTED = " †"
 
 
 def headline_estimator(policy: Mapping[str, Any], preferred: str) -> str:
@@ -18,13 +19,19 @@ def headline_estimator(policy: Mapping[str, Any], preferred: str) -> str:
 
 
 def policies(evaluation: Mapping[str, Any], estimator: str) -> dict[str, dict[str, Any]]:
-    """Per policy and metric: estimate, interval, difference from the logging policy, and the truth where it is known."""
+    """Per policy and metric: estimate, interval, difference from the logging policy, and the truth where known."""
     found = {}
     for name, policy in evaluation["policies"].items():
         quoted = headline_estimator(policy, estimator)
         truth = policy.get("truth") or {}
         found[name] = {
-            metric: {**figures, "estimator": quoted, "rows": policy["rows"], "truth": truth.get(metric)}
+            metric: {
+                **figures,
+                "estimator": quoted,
+                "rows": policy["rows"],
+                "trusted": policy["trusted"],
+                "truth": truth.get(metric),
+            }
             for metric, figures in policy["estimates"][quoted].items()
         }
     return found
@@ -64,9 +71,14 @@ def metrics_table(summary: Mapping[str, Any]) -> Table:
                 has_truth = True
                 cell += f"\ntruth {number(figures['truth']['value'])}"
             cells.append(cell)
-        first = next(iter(metrics.values()), {"rows": "", "estimator": ""})
-        table.add_row(f"{name}\n{first['estimator']}", first["rows"], *(Text(cell) for cell in cells), end_section=True)
+        first = next(iter(metrics.values()))
+        mark = "" if first["trusted"] else UNTRUSTED
+        table.add_row(
+            f"{name}{mark}\n{first['estimator']}", first["rows"], *(Text(cell) for cell in cells), end_section=True
+        )
     table.caption = "estimate and interval" + (", and the simulator's own value" if has_truth else "")
+    if not all(next(iter(metrics.values()))["trusted"] for metrics in summary["policies"].values()):
+        table.caption += f"\n{UNTRUSTED.strip()} too little overlap with the log: extrapolated, its interval too narrow"
     return table
 
 

@@ -204,7 +204,7 @@ def evaluate(
         "tried": tried,
         "resamples": config.resamples,
         "propensities": {"decisions": len(table.action), "estimated": int(table.estimated.sum())},
-        "policies": _describe_policies(study),
+        "policies": _describe_policies(study, gate.min_ess),
         "row_sets": {
             name: {"users": each.sample.users, "decisions": len(each.sample.rows), "left_out": each.sample.left_out}
             for name, each in study.sets.items()
@@ -303,7 +303,8 @@ def _value_functions(
     return {key: fitted[id(target)] for key, target in every}
 
 
-def _describe_policies(study: Study) -> dict[str, Any]:
+def _describe_policies(study: Study, min_ess: float) -> dict[str, Any]:
+    """Every policy of the table; `trusted` where the log follows it far enough for its intervals to mean what they say."""
     everybody = study.sets["all"].sample
     logged = {metric: study.levels.interval(values) for metric, values in study.logged["all"].items()}
     ones = diagnostics.weight_diagnostics(everybody, np.ones(len(everybody.rows)))
@@ -315,6 +316,7 @@ def _describe_policies(study: Study) -> dict[str, Any]:
             "learned": False,
             "estimates": {"on_policy": logged},
             "diagnostics": {**ones, "support": 1.0},
+            "trusted": True,
             "truth": None,
         }
     }
@@ -328,6 +330,7 @@ def _describe_policies(study: Study) -> dict[str, Any]:
             **_describe(study, study.row_set_of(name), target, study.q[name]),
             "truth": None,
         }
+        found[name]["trusted"] = bool(found[name]["diagnostics"]["ess"] >= min_ess)
     return found
 
 

@@ -99,6 +99,7 @@ def render(summary: Mapping[str, Any]) -> str:
         "packages": sorted(((summary.get("lineage") or {}).get("packages") or {}).items()),
         "seconds": _seconds(summary.get("seconds") or {}),
     }
+    page["untrusted"] = any(not entry.trusted for entry in reading.policies)
     page["has_truth"] = any(row["true"] for group in page["metrics"] for row in group["rows"])
     return _environment().get_template("report.html.j2").render(**page)
 

@@ -48,7 +48,7 @@ def headline(reading: Reading) -> list[View]:
         value = Range.of(figures, metric.scale)
         base = reading.base(entry.rows, metric)
         big, spread = share_texts(relative) if relative else difference.texts(metric.points, sign=True)
-        tone, bar, bound = metric.tone(difference), None, None
+        tone, bar, bound = entry.tone(metric, difference), None, None
         if relative:
             bound = None if metric.margin is None or not metric.better else -metric.better * metric.margin
             bar = pictures.interval_bar(relative, scale, f"{metric.name}: {big} ({spread})", tone, bound)
@@ -61,7 +61,7 @@ def headline(reading: Reading) -> list[View]:
                 "big": big,
                 "spread": spread,
                 "tone": tone,
-                "said": metric.said(difference) if difference.value is not None else "not estimable",
+                "said": entry.said(metric, difference),
                 "bar": bar,
                 "bound": bound is not None,
                 "value": value.texts(metric.suffix)[0],
@@ -99,7 +99,7 @@ def _table_row(reading: Reading, entry: Entry, metric: Metric) -> View:
         "inside": None if true is None else value.contains(true),
         "difference": None if entry.logging else difference.texts(metric.points, sign=True),
         "relative": None if entry.logging or relative is None else share_texts(relative),
-        "tone": "unclear" if entry.logging else metric.tone(difference),
+        "tone": "unclear" if entry.logging else entry.tone(metric, difference),
     }
 
 
@@ -163,7 +163,7 @@ def forest(reading: Reading) -> list[View]:
         rows = []
         for entry, found, difference in zip(reading.policies, drawn, differences, strict=True):
             big, spread = found.texts(unit, sign=True, most=1 if share else 5)
-            tone = metric.tone(difference)
+            tone = entry.tone(metric, difference)
             title = f"{metric.name}, {entry.name}: {big}" + (f" ({spread})" if spread else "")
             rows.append(
                 {
@@ -190,13 +190,13 @@ def forest(reading: Reading) -> list[View]:
 
 
 def _forest_domain(drawn: Sequence[Range], entries: Sequence[Entry]) -> pictures.Pair:
-    """Holds every learned policy; the others stretch it at most CLIPPING times."""
+    """Holds every learned policy that can be trusted; the others stretch it at most CLIPPING times."""
 
     def ends(which: Callable[[Entry], bool]) -> list[float]:
         chosen = (r for r, entry in zip(drawn, entries, strict=True) if which(entry))
         return [x for r in chosen for x in (r.low, r.value, r.high) if x is not None]
 
-    every, learned = ends(lambda _: True), ends(lambda entry: entry.learned)
+    every, learned = ends(lambda _: True), ends(lambda entry: entry.learned and entry.trusted)
     low, high = pictures.domain(every)
     reach = CLIPPING * max((abs(x) for x in learned), default=0.0)
     return (max(low, -reach), min(high, reach)) if reach else (low, high)
@@ -219,7 +219,8 @@ def scatters(reading: Reading) -> list[View]:
 
 def _scatter(reading: Reading, across: Metric, up: Metric) -> View | None:
     points = []
-    for entry in reading.policies:
+    # What the log hardly follows has no place that could be trusted, and its cross would hide the others'.
+    for entry in (entry for entry in reading.policies if entry.trusted):
         places_ = [_placed(reading, entry, metric) for metric in (across, up)]
         if any(found is None or found.value is None for found, _ in places_):
             continue
@@ -253,6 +254,7 @@ def contrasts(reading: Reading) -> list[View]:
     for found in reading.evaluation.get("contrasts") or []:
         estimates = found.get("estimates") or {}
         names = sorted(estimates, key=lambda name: name != reading.estimator)
+        trusted = all(e.trusted for e in reading.policies if e.key in (found.get("policy"), found.get("against")))
         rows = []
         for metric in reading.metrics:
             differences = [Range.of((estimates[name] or {}).get(metric.key), metric.scale) for name in names]
@@ -261,7 +263,7 @@ def contrasts(reading: Reading) -> list[View]:
                     {
                         "estimator": words(estimator_name(name)),
                         "texts": difference.texts(metric.points, sign=True),
-                        "tone": metric.tone(difference),
+                        "tone": metric.tone(difference) if trusted else "unclear",
                     }
                     for name, difference in zip(names, differences, strict=True)
                 ]

@@ -11,6 +11,7 @@ LOGGING = "logging"
 ON_POLICY = "on_policy"
 RATIOS = ("ctr",)
 PREFERRED = ("dr", "wpdis", "ips", "fqe")
+UNTRUSTED = " †"
 SAID = {"good": "shown better", "bad": "shown worse", "unclear": "no difference shown"}
 
 
@@ -65,10 +66,21 @@ class Entry:
     candidate: bool
     estimates: Mapping[str, Mapping[str, Any]]
     truth: Mapping[str, Any]
+    trusted: bool = True
+    """Whether the log follows the policy far enough for its intervals to mean what they say."""
 
     @property
     def name(self) -> str:
-        return policy_name(self.key)
+        return policy_name(self.key) + ("" if self.trusted else UNTRUSTED)
+
+    def tone(self, metric: Metric, difference: Range) -> str:
+        """The metric's tone; never better or worse where the interval cannot be trusted."""
+        return metric.tone(difference) if self.trusted else "unclear"
+
+    def said(self, metric: Metric, difference: Range) -> str:
+        if difference.value is None:
+            return "not estimable"
+        return metric.said(difference) if self.trusted else "too little overlap to say"
 
     @property
     def logging(self) -> bool:
@@ -129,6 +141,7 @@ class Reading:
                 key == self.candidate,
                 found.get("estimates") or {},
                 found.get("truth") or {},
+                bool(found.get("trusted", True)),
             )
             for key, found in (self.evaluation.get("policies") or {}).items()
             if key != LOGGING

@@ -1,0 +1,110 @@
+"""A configuration says what is wrong with it: the key, what was found, the remedy."""
+
+import copy
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.errors import InputError
+from pipelines.config import load, validate
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "run_dir": "run",
+    "rewards": ["sends", "clicks", "column:steps"],
+    "data": {"decisions": {"path": "decisions.csv"}, "events": {"path": "events"}},
+    "features": {"state": ["badge"], "context": ["relevance"], "context_categories": {"place": ["home", "work"]}},
+    "train": {"weights": {"clicks": 1.0}},
+}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """SMALL with one key set, or removed where the value is ..."""
+    tree = copy.deepcopy(SMALL)
+    *parents, leaf = path.split("/")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+    if value is ...:
+        del node[leaf]
+    else:
+        node[leaf] = value
+    return tree
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configurations_are_valid(path: Path) -> None:
+    assert load(path).name == path.stem
+
+
+def test_names_of_features_and_rewards_follow_the_configuration() -> None:
+    contract = validate(SMALL, "small.toml").contract
+    assert contract.actions == ("hold", "send")
+    assert contract.features == ("badge", "relevance", "place=home", "place=work")
+    assert contract.rewards == ("sends", "clicks", "steps")
+    assert contract.units == {"sends": "notifications", "clicks": "clicks"}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("nmae", "x", ["nmae", "no such key", "did you mean 'name'"]),
+        ("train/stepz", 3, ["train.stepz", "no such key", "did you mean 'steps'"]),
+        ("data/decisions/pth", "x", ["data.decisions.pth", "did you mean 'path'"]),
+        ("run_dir", ..., ["run_dir: missing", "add it"]),
+        ("etl", {"buckets": 0}, ["etl.buckets", "found 0", "greater than or equal to 1"]),
+        ("etl", {"split": [0.5, 0.1, 0.1]}, ["etl.split", "(0.5, 0.1, 0.1)", "sum to 1"]),
+        ("features/state", ["badgee"], ["features.state", "'badgee'", "did you mean 'badge'"]),
+        ("features/state", ["badge", "badge"], ["features: badge is named more than once", "name each once"]),
+        ("rewards", ["clics"], ["rewards: 'clics'", "did you mean 'clicks'", "column:clics"]),
+        ("rewards", ["sends", "sends"], ["rewards: sends is named more than once"]),
+        ("train/weights", {"visit": 1.0}, ["train.weights: 'visit'"]),
+        ("train/weights", {"clicks": 0.0}, ["train.weights are all zero"]),
+        ("train/gamma_per_day", 1.5, ["train.gamma_per_day is 1.5", "(0, 1]"]),
+        ("actions", ["send"], ["actions: 1 configured", "two or more"]),
+        ("actions", ["push", "hold"], ["`hold` must be the first action"]),
+        ("gate", {"candidate": "iql"}, ["gate.candidate: 'iql' is not learned"]),
+        ("policy", {"rollout_share": 0.0}, ["policy.rollout_share", "found 0.0", "greater than 0"]),
+        ("constraints", {"quiet_hours": [22, 25]}, ["constraints.quiet_hours", "[0, 24)"]),
+        ("data/events", ..., ["rewards: 'clicks' is counted from events", "map data.events"]),
+    ],
+)
+def test_every_mistake_is_named_with_its_key_and_remedy(path: str, value: Any, words: list[str]) -> None:
+    with pytest.raises(InputError) as error:
+        _ = validate(changed(path, value), "small.toml").contract
+    assert error.value.exit_code == 2
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_file_that_is_absent_or_no_toml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent\.toml: no such configuration file"):
+        load(tmp_path / "absent.toml")
+    (tmp_path / "bad.toml").write_text("name = ")
+    with pytest.raises(InputError, match=r"bad\.toml: not valid TOML"):
+        load(tmp_path / "bad.toml")
+
+
+def test_overrides_are_parsed_as_toml_or_taken_as_text() -> None:
+    path = next(path for path in CONFIGS if path.stem == "demo")
+    found = load(path, {"seed": "9", "data.decisions.path": "/some/where.csv", "etl.known_gaps": '["2026-01-07"]'})
+    assert (found.seed, str(found.data.decisions.path), found.etl.known_gaps) == (9, "/some/where.csv", ["2026-01-07"])
+
+
+def test_the_etl_hash_names_what_decides_a_transition_and_nothing_else() -> None:
+    path = next(path for path in CONFIGS if path.stem == "demo")
+    base = load(path).etl_hash()
+    assert tomllib.loads(path.read_text())["etl"]["buckets"] == 2
+    for key, value, same in (
+        ("etl.as_of", "2026-02-01", True),
+        ("etl.known_gaps", '["2026-01-07"]', True),
+        ("train.steps", "5", True),
+        ("etl.lookback_days", "14", False),
+        ("etl.buckets", "3", False),
+        ("features.context", '["relevance"]', False),
+        ("constraints.max_sends_24h", "2", False),
+    ):
+        assert (load(path, {key: value}).etl_hash() == base) is same, key
