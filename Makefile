@@ -20,7 +20,8 @@ demo: java install ## the whole road on a simulated log: runs/demo/report.html
 	$(BIN)/tactful run configs/demo.toml
 
 heartsteps: data java install ## the whole road on the HeartSteps V1 trial: make heartsteps DATA=PATH
-	$(BIN)/tactful run configs/heartsteps.toml --set data.decisions.path="$(DATA)"
+	$(BIN)/tactful run configs/heartsteps.toml \
+	--set data.decisions.path="$(DATA)" --set data.candidates.path="$(DATA)"
 
 data: ## check that the HeartSteps V1 file is there: DATA=PATH
 	@test -r "$(DATA)" || { echo \

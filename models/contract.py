@@ -10,7 +10,7 @@ The transitions table has one row per decision k of user u. Its columns:
 | bucket                 | int              | xxhash64(user_id) mod B, partition |
 | split                  | string           | train, validation or test |
 | action                 | string, nullable | null only where usable is false |
-| legal                  | array<boolean>   | [A], in the order of the configured actions: logged legal and configured constraints |
+| legal                  | array<boolean>   | [A], in the order of the actions: logged legal and configured limits |
 | propensity             | double, nullable | mu(a_k | s_k) |
 | propensity_source      | string, nullable | logged, estimated or certain |
 | policy_id              | string, nullable | which policy or arm decided |

@@ -177,14 +177,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Each of `policies` and the logging policy by every estimator and component, as plain numbers ready for JSON.
 
-    Per week V = 7 E_u[sum_k r_k] / E_u[sum_k Delta_k], the policy acting from a user's first row to the last and the
-    log's decision times held fixed; per decision V = mean reward of a row, the policy at that row only. Raw units per
-    user-week or decision; CTR clicks per send. Policies that learned nothing are evaluated on all rows, with value
-    functions fitted on the other of two folds of users; learned ones on the test split, with value functions fitted on
-    train and validation. Warm-up rows take part: they train no policy, but they happened. `tried` is how many
-    candidates this test split has judged, this one included; they share the gate's confidence. `alone`
-    names the policy that the mixtures at the gate's shares mix with the logging policy: by default the candidate, else
-    what the candidate is without the part of the logging policy that it is deployed with. `fit` solves for the value functions; by default `models.fqe.fit_fqe`.
+    Per week V = 7 E_u[sum_k r_k] / E_u[sum_k Delta_k], the policy acting from a user's first row to the last and
+    the log's decision times held fixed; per decision V = mean reward of a row, the policy at that row only. Raw
+    units per user-week or decision; CTR clicks per send. Policies that learned nothing are evaluated on all rows,
+    with value functions fitted on the other of two folds of users; learned ones on the test split, with value
+    functions fitted on train and validation. Warm-up rows take part: they train no policy, but they happened.
+    `tried` is how many candidates this test split has judged, this one included; they share the gate's confidence.
+    `alone` names the policy that the mixtures at the gate's shares mix with the logging policy: by default the
+    candidate, else what the candidate is without the part of the logging policy that it is deployed with. `fit`
+    solves for the value functions; by default `models.fqe.fit_fqe`.
 
     Raises InputError for propensities that are unknown, out of range or all 1, a policy that names itself twice or
     gives no probabilities, a split without users, and too few resamples for the gate's level.
@@ -304,7 +305,7 @@ def _value_functions(
 
 
 def _describe_policies(study: Study, min_ess: float) -> dict[str, Any]:
-    """Every policy of the table; `trusted` where the log follows it far enough for its intervals to mean what they say."""
+    """Every policy; `trusted` where the log follows it far enough for its intervals to mean what they say."""
     everybody = study.sets["all"].sample
     logged = {metric: study.levels.interval(values) for metric, values in study.logged["all"].items()}
     ones = diagnostics.weight_diagnostics(everybody, np.ones(len(everybody.rows)))
