@@ -63,7 +63,7 @@ clean: ## remove environments, caches and build outputs; runs/ stays
 
 # A stamp is younger than the files that say what to install.
 $(VENV)/install.stamp: pyproject.toml constraints.txt | python
-	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	test -x $(BIN)/pip || "$(PYTHON)" -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
 	$(BIN)/python $(PIP) -c constraints.txt -e .
 	touch $@
 
@@ -72,6 +72,6 @@ $(VENV)/dev.stamp: $(VENV)/install.stamp
 	touch $@
 
 $(AIRFLOW_VENV)/install.stamp: constraints-airflow.txt | python
-	test -x $(AIRFLOW_VENV)/bin/python || "$(PYTHON)" -m venv $(AIRFLOW_VENV)
+	test -x $(AIRFLOW_VENV)/bin/pip || "$(PYTHON)" -m venv --clear $(AIRFLOW_VENV) || { rm -rf $(AIRFLOW_VENV); exit 1; }
 	$(AIRFLOW_VENV)/bin/python $(PIP) -c constraints-airflow.txt apache-airflow apache-airflow-providers-standard
 	touch $@

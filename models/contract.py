@@ -19,7 +19,7 @@ The transitions table has one row per decision k of user u. Its columns:
 | elapsed_days           | double           | Delta_k = e_k - t_k in days of 86,400 s |
 | terminal               | boolean          | the account closed in (t_k, e_k]: bootstraps nothing |
 | truncated              | boolean          | the watermark or an unusable row ended the interval: no TD target |
-| silent, warm_up, usable| boolean          | DESIGN: silent rows, warm-up rows, rows that train and evaluate |
+| silent, warm_up, usable| boolean          | added where none was decided; too early to train; trains and evaluates |
 | clicks_attributed      | int, nullable    | clicks on this notification within the window; null while it is open |
 | reason                 | string, nullable | why the row is unusable |
 """

@@ -120,7 +120,7 @@ class Etl(Section):
     max_gap_days: float = Field(7, gt=0)
     click_window_hours: float = Field(24, gt=0)
     session_gap_minutes: float = Field(30, gt=0)
-    known_gaps: list[str] = Field(default_factory=list)
+    known_gaps: list[date] = Field(default_factory=list)
     """UTC arrival days (YYYY-MM-DD) known to be missing."""
     buckets: int = Field(8, ge=1)
     """User buckets of the transitions table, fixed at its creation."""
@@ -240,8 +240,13 @@ class Config(Section):
     def etl_hash(self) -> str:
         """Fingerprint of everything that decides what a transition is."""
         parts = self.model_dump(mode="json", include={"actions", "rewards", "data", "features", "constraints", "etl"})
-        for moment in ("as_of", "watermark", "known_gaps"):
-            parts["etl"].pop(moment)
+        for key in ("as_of", "watermark", "known_gaps", "max_quarantined"):
+            parts["etl"].pop(key)
+        # Where a dataset lies, and what could be sent tonight, decide no transition.
+        parts["data"].pop("candidates")
+        for dataset in parts["data"].values():
+            if dataset:
+                dataset.pop("path")
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -260,6 +265,8 @@ def load(path: Path, overrides: dict[str, str] | None = None) -> Config:
         tree = tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path}: no such configuration file; see configs/ for examples.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); name a TOML file.") from None
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML: {error}.") from None
     for key, text in (overrides or {}).items():
@@ -267,6 +274,8 @@ def load(path: Path, overrides: dict[str, str] | None = None) -> Config:
         *parents, leaf = key.split(".")
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise InputError(f"--set {key}: {parent!r} is a value, not a section; correct the key.")
         try:
             node[leaf] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:

@@ -33,6 +33,7 @@ from pyspark.sql import SparkSession
 from rich.console import Console
 
 from models import artifact, table
+from models.contract import SPLITS
 from models.errors import InputError
 from models.registry import Registry
 from models.train import BEHAVIOUR
@@ -71,6 +72,8 @@ def _step(config: Config, step: str) -> Iterator[dict[str, Any]]:
     console.rule(f"[bold]{step}", align="left")
     started = time.perf_counter()
     result: dict[str, Any] = {}
+    # What an earlier run left is no result of this one, should it fail.
+    _step_path(config, step).unlink(missing_ok=True)
     yield result
     result["seconds"] = round(time.perf_counter() - started, 3)
     _write_json(_step_path(config, step), result)
@@ -150,6 +153,7 @@ def train(config: Config) -> dict[str, Any]:
             "fingerprint": transitions.fingerprint,
             "window": _window(transitions),
             "config_hash": _config_hash(config),
+            "etl_hash": config.etl_hash(),
             "commit": _commit(),
             "seed": config.seed,
         }
@@ -195,11 +199,13 @@ def _config_hash(config: Config) -> str:
 
 
 def evaluate(config: Config) -> dict[str, Any]:
-    """Every policy by every estimator; where the log was simulated, the true values beside them."""
-    transitions = _transitions(config)
+    """Every policy by every estimator, on the data it was learned from; of a simulated log the true values beside."""
+    lineage = _left_by(config, "train")["lineage"]
+    transitions = table.read(config.transitions_path, config.contract, lineage["data_version"])
     learned = _learned_policies(config)
     policies: list[Any] = [Never(), Always(), *learned]
-    alone = config.gate.candidate + ALONE if config.policy.rollout_share < 1 else None
+    names = [policy.name for policy in learned]
+    alone = config.gate.candidate + ALONE if config.gate.candidate + ALONE in names else None
     # Left alone torch takes every core, and beside anything else that runs it then waits more than it works.
     torch.set_num_threads(config.train.threads)
     with _step(config, "evaluate") as result:
@@ -207,12 +213,13 @@ def evaluate(config: Config) -> dict[str, Any]:
         found = evaluate_policies(
             transitions, policies, config.evaluate, config.gate, config.seed, tried=tried, alone=alone
         )
-        if config.simulate is not None:
+        # The world's true values are per user-week.
+        if config.simulate is not None and config.evaluate.per == "week":
             # Other users than the log's: the truth is about the world, not about this sample of it.
             truths = policy_truth(config, policies, config.seed + TRUTH_SEED, progress=True)
             for name, policy in found["policies"].items():
                 policy["truth"] = truths[name]
-        result.update({"evaluation": found, "tried": tried})
+        result.update({"evaluation": found, "tried": tried, "judged": _judged(config), "gate": asdict(config.gate)})
     return result
 
 
@@ -222,32 +229,52 @@ def _learned_policies(config: Config) -> list[QPolicy]:
     for name in config.train.learners:
         loaded = artifact.load(_policy_folder(config, name))
         found.append(QPolicy(loaded, name))
-        if config.policy.rollout_share < 1:
+        if loaded.decision["rollout_share"] < 1:
             found.append(QPolicy(loaded, name + ALONE, share=1.0))
     return found
 
 
-def _candidates_tried(config: Config, transitions: table.Transitions) -> int:
-    """How many learned policies this test split has judged, those of earlier runs on the same data included.
+def _judged(config: Config) -> dict[str, str]:
+    """The fingerprint of each learned policy's artifact, by name."""
+    return {name: artifact.load(_policy_folder(config, name)).fingerprint for name in config.train.learners}
 
-    A policy is known by its graph and how it acts, so that repeating a run does not count as another try.
+
+def _candidates_tried(config: Config, transitions: table.Transitions) -> int:
+    """How many learned policies these test users have judged, those of earlier runs included.
+
+    A policy is known by its graph and how it acts, so that repeating a run does not count as another try; the split is
+    known by its users, so that other features or a rebuilt table do not start the count anew.
     """
     path = config.run_dir / "tried.json"
     record: dict[str, list[str]] = json.loads(path.read_text()) if path.exists() else {}
-    seen = set(record.get(transitions.fingerprint, []))
+    users = transitions.user_id[np.unique(transitions.user[transitions.split == SPLITS.index("test")])]
+    split = hashlib.sha256("\0".join(sorted(users)).encode()).hexdigest()
+    seen = set(record.get(split, []))
     for name in config.train.learners:
         graph = (_policy_folder(config, name) / artifact.GRAPH).read_bytes()
         acts = json.dumps(artifact.load(_policy_folder(config, name)).decision, sort_keys=True).encode()
         seen.add(hashlib.sha256(graph + acts).hexdigest())
-    _write_json(path, {**record, transitions.fingerprint: sorted(seen)})
+    _write_json(path, {**record, split: sorted(seen)})
     return len(seen)
 
 
 def promote(config: Config) -> dict[str, Any]:
     """Judge the candidate, register it, and make it champion where the verdict is PROMOTE; returns the verdict."""
     left = _left_by(config, "evaluate")
+    for what, then, now in (
+        ("the policies are not those", left["judged"], _judged(config)),
+        ("the rules in [gate] are not those", left["gate"], json.loads(json.dumps(asdict(config.gate)))),
+    ):
+        if then != now:
+            raise InputError(
+                f"{_step_path(config, 'evaluate')}: {what} that were evaluated; run `tactful evaluate` again, so that "
+                "what is promoted is what was judged."
+            )
     with _step(config, "promote") as result:
         verdict = judge(left["evaluation"], config.gate, left["tried"])
+        verdict["rollout_share"] = artifact.load(_policy_folder(config, config.gate.candidate)).decision[
+            "rollout_share"
+        ]
         result["verdict"] = verdict
         result["registry"] = _register(config, verdict)
         console.print(summaries.verdict_panel(verdict))
@@ -323,7 +350,6 @@ def _summary(config: Config) -> dict[str, Any]:
         "lineage": {
             **left["train"]["lineage"],
             "mlflow_run": left["train"]["mlflow_run"],
-            "etl_hash": config.etl_hash(),
             "watermark": left["etl"]["watermark"],
             "model_version": left["promote"]["registry"]["candidate"],
             "champion": left["promote"]["registry"]["champion"],

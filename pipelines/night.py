@@ -9,12 +9,11 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from models import artifact
-from models.contract import Contract
 from models.errors import InputError
 from pipelines.config import Config
 from pipelines.etl import store
 from pipelines.etl.features import HOUR
-from pipelines.etl.flow import arrival_days, over_partition, plan_of
+from pipelines.etl.flow import arrival_days, check_zones, explained, over_partition, plan_of
 from pipelines.etl.raw import read_all, read_candidates, tagged
 from pipelines.etl.schemas import CANDIDATES
 from pipelines.scoring import Night, score, scores_layout
@@ -30,10 +29,21 @@ def run_scoring(spark: SparkSession, config: Config, folder: Path, version: str)
     actions than the configuration's; TransientError where another writer committed first.
     """
     champion = artifact.load(folder)
-    _check_contract(champion.contract, config.contract)
+    _check_contract(champion, config)
+    with explained():
+        return _run(spark, config, champion, folder, version)
+
+
+def _run(
+    spark: SparkSession, config: Config, champion: artifact.Artifact, folder: Path, version: str
+) -> dict[str, Any]:
+    layout, table = scores_layout(config.contract), config.run_dir / "scores"
+    base = store.opened(table)
     found = read_candidates(spark, config)
     night = _night(found, config)
+    _check_one_each(found, config)
     frames = read_all(spark, config)
+    check_zones(frames)
     plan = plan_of(config, arrival_days(frames, config))
     union = tagged({**frames, CANDIDATES: found}, config).withColumn("draw", _draw(config, night))
     job = Night(
@@ -44,20 +54,18 @@ def run_scoring(spark: SparkSession, config: Config, folder: Path, version: str)
         night=night,
         valid_us=round(config.score.valid_hours * HOUR),
     )
-    layout = scores_layout(config.contract)
     partitions = min(config.etl.buckets, config.spark.shuffle_partitions)
     scored = union.repartition(partitions, "bucket").mapInArrow(
         over_partition(score, job), from_arrow_schema(layout.schema)
     )
     scored = scored.persist()
-    table = config.run_dir / "scores"
     try:
         counts = _counts(scored)
         staged = store.stage(scored, table, layout)
     finally:
         scored.unpersist()
     facts = {"policy_version": version}
-    committed = store.commit(table, staged, layout, facts, counts["candidates"], replace=[("night", "=", night)])
+    committed = store.commit(table, staged, layout, facts, counts["candidates"], base, [("night", "=", night)])
     return {
         "night": night,
         "model_version": version,
@@ -67,14 +75,35 @@ def run_scoring(spark: SparkSession, config: Config, folder: Path, version: str)
     }
 
 
-def _check_contract(deployed: Contract, configured: Contract) -> None:
+def _check_contract(champion: artifact.Artifact, config: Config) -> None:
+    """Raise InputError where the champion knows other names, or its states were computed by another configuration."""
     for what in ("actions", "features", "rewards"):
-        theirs, ours = getattr(deployed, what), getattr(configured, what)
+        theirs, ours = getattr(champion.contract, what), getattr(config.contract, what)
         if theirs != ours:
             raise InputError(
                 f"the champion was made for {what} {', '.join(theirs)}, the configuration has {', '.join(ours)}; "
                 "train and promote a policy with this configuration, or score with the champion's."
             )
+    theirs, ours = champion.lineage.get("etl_hash"), config.etl_hash()
+    if theirs != ours:
+        raise InputError(
+            f"the champion learned from states of another ETL configuration (etl hash {theirs}, now {ours}); train and "
+            "promote a policy with this configuration, or score with the champion's."
+        )
+
+
+def _check_one_each(candidates: DataFrame, config: Config) -> None:
+    """Raise InputError where a limit on sends holds and a user has several candidates: each would be judged alone."""
+    limits = config.constraints
+    if limits.max_sends_24h is None and limits.max_sends_7d is None and limits.min_gap_hours is None:
+        return
+    several = candidates.where("user_id is not null").groupBy("user_id").count().where("count > 1").first()
+    if several is not None:
+        raise InputError(
+            f"data.candidates: user {several['user_id']} has {several['count']} candidates tonight, and [constraints] "
+            "limits sends: each would be judged as if the others were not sent; give one candidate per user, or score "
+            "them in turn."
+        )
 
 
 def _night(candidates: DataFrame, config: Config) -> str:

@@ -13,7 +13,7 @@ The `scores` Delta table, partitioned by `night`; one commit per run replaces th
 | probabilities               | array<double>  | [A] of every action, in the order of the configured actions |
 | legal                       | array<boolean> | [A] |
 | value_<action>_<component>  | double         | unpenalised fitted Q of the policy, raw units, discounted; null where the model was not asked |
-| rule                        | string         | null where the policy decided; else consent, quiet_hours, max_sends_24h, max_sends_7d, min_gap, only_legal_action, or why the model could not judge (missing_feature:NAME, missing_user_id, missing_decide_at, unknown_legal_action) |
+| rule                        | string         | null where the policy decided; else consent, quiet_hours, max_sends_24h, max_sends_7d, min_gap, only_legal_action, or why the model could not judge (missing_feature:NAME, missing_user_id, missing_decide_at, unknown_legal_action, no_legal_action) |
 | policy, policy_version      | string         | learner and registry version |
 """  # noqa: E501
 
@@ -105,6 +105,7 @@ def score(table: pa.Table, job: Night) -> pa.Table:
     judged = np.ones(len(rows), bool)
     for name, wrong in (
         *((f"missing_feature:{name}", choice & is_missing(column)) for name, column in context.items()),
+        ("no_legal_action", ~offered.any(axis=1)),
         ("unknown_legal_action", unknown),
         ("missing_decide_at", is_null(asked, "at")),
         ("missing_user_id", is_null(asked, "user_id")),

@@ -16,7 +16,7 @@ NEVER = 2**63 - 1
 """A time after all others (us)."""
 
 KINDS = ("delivered", "click", "dismiss", "disable", "enable", "session_start", "account_closed")
-"""Event kinds of the world, as DESIGN §2 names them; an event's `kind` is an index into this tuple."""
+"""Event kinds of the world; an event's `kind` is an index into this tuple."""
 SEGMENTS = ("dormant", "casual", "core")
 ZONES = ("America/Los_Angeles", "America/New_York", "Europe/Berlin", "Asia/Kolkata", "Asia/Tokyo")
 ACTIONS = ("hold", "send")

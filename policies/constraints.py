@@ -47,8 +47,6 @@ def legal_actions(
     away every send. `known` holds [N] notifications_on (0 or 1), local_hour ([0, 24)), sends_24h, sends_7d (counts)
     and hours_since_send (NaN or the lookback where never). Without a `hold` there is nothing to fall back on, and no
     limit binds.
-
-    Source: DESIGN section 6.
     """
     legal = np.array(logged_legal, dtype=bool)
     rule = np.full(len(legal), "", dtype=object)

@@ -29,8 +29,7 @@ from policies.ope.wpdis import wpdis
 LOGGING = LoggingPolicy().name
 CTR = "ctr"
 Key = str | float
-"""A policy by name, or a mixture by its rollout share."""
-"""A policy by name, or its mixture by name and share."""
+"""A policy by name, or a mixture of the candidate by its rollout share."""
 Metrics = dict[str, Floats]
 """Metric name -> [R + 1] its value in the log (first) and in each resample."""
 
@@ -217,7 +216,8 @@ def evaluate(
         "contrasts": _contrasts(study),
         "mixtures": {
             gate.candidate: {
-                str(share): _describe(study, "test", target, study.q[share]) for share, target in study.mixtures.items()
+                str(share): _trusted(_describe(study, "test", target, study.q[share]), gate.min_ess)
+                for share, target in study.mixtures.items()
             }
         },
         "weights": {
@@ -331,8 +331,13 @@ def _describe_policies(study: Study, min_ess: float) -> dict[str, Any]:
             **_describe(study, study.row_set_of(name), target, study.q[name]),
             "truth": None,
         }
-        found[name]["trusted"] = bool(found[name]["diagnostics"]["ess"] >= min_ess)
+        _trusted(found[name], min_ess)
     return found
+
+
+def _trusted(described: dict[str, Any], min_ess: float) -> dict[str, Any]:
+    described["trusted"] = bool(described["diagnostics"]["ess"] >= min_ess)
+    return described
 
 
 def _describe(study: Study, rows: str, target: Target, q: Floats) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from models.errors import InputError
 
-ESTIMATORS = ("ips", "wpdis", "dr", "fqe")
-"""Off-policy estimators whose interval may carry a verdict."""
+ESTIMATORS = ("wpdis", "dr", "ips")
+"""Estimators whose interval may carry a verdict: not FQE's, which leaves out the error of its fit."""
 CTR = "ctr"
 NOISE = 3.0
 """Standard errors within which a mean weight's distance from 1 is taken for noise."""
@@ -25,15 +25,15 @@ class GuardedMetric:
     margin: float
     """Non-inferiority margin as a share of the logging policy's value: 0.02 tolerates a loss of 2%."""
     improve: bool = False
-    """Whether an improvement in this metric, shown with confidence, is what earns a promotion (one such metric
-    suffices)."""
+    """Whether an improvement in this metric, shown with confidence, is what earns a promotion: one metric is so marked,
+    since several would each be another chance to be right by luck."""
 
     def __post_init__(self) -> None:
         if self.direction not in ("up", "down"):
             raise InputError(f"gate.metrics: direction is {self.direction!r}; it must be 'up' or 'down'.")
-        if not self.margin >= 0:
+        if not 0 <= self.margin < 1:
             raise InputError(
-                f"gate.metrics: margin is {self.margin}; it must be 0 or more (0.02 tolerates a loss of 2%)."
+                f"gate.metrics: margin is {self.margin}; it must lie in [0, 1) (0.02 tolerates a loss of 2%)."
             )
 
 
@@ -71,14 +71,16 @@ class GateConfig:
                 raise InputError(f"gate.{name} is {getattr(self, name)}; it must be 0 or more.")
         if not all(0 < share <= 1 for share in self.shares) or len(set(self.shares)) < len(self.shares):
             raise InputError(f"gate.shares is {self.shares}; give different shares in (0, 1].")
-        if self.metrics and not any(metric.improve for metric in self.metrics.values()):
+        improve = [name for name, metric in self.metrics.items() if metric.improve]
+        if self.metrics and len(improve) != 1:
             raise InputError(
-                "gate.metrics: none has improve = true, so nothing could earn a promotion; mark at least one."
+                f"gate.metrics: {', '.join(improve) or 'none'} has improve = true; mark exactly one, beforehand: "
+                "without one nothing could earn a promotion, and several would each be a chance to be right by luck."
             )
-        if self.metrics and all(name == CTR for name, metric in self.metrics.items() if metric.improve):
+        if improve == [CTR]:
             raise InputError(
-                "gate.metrics: ctr alone would carry the verdict; a ratio rises when fewer are asked, so guard a total "
-                "(clicks, visits, weekly_active_days) with improve = true as well."
+                "gate.metrics: ctr alone would carry the verdict; a ratio rises when fewer are asked, so mark a total "
+                "(clicks, visits, weekly_active_days) with improve = true instead."
             )
 
 
@@ -116,7 +118,9 @@ class Judgement:
 
     @property
     def verdict(self) -> Literal["PROMOTE", "REFUSE", "INCONCLUSIVE"]:
-        if any(check.passed is False for check in self.metrics):
+        # Evidence too weak to promote on is too weak to accuse on.
+        evident = all(check.passed for check in self.evidence)
+        if evident and any(check.passed is False for check in self.metrics):
             return "REFUSE"
         return "PROMOTE" if all(check.passed for check in self.checks) else "INCONCLUSIVE"
 
@@ -124,12 +128,12 @@ class Judgement:
 def judge(evaluation: dict[str, Any], config: GateConfig, tried: int) -> dict[str, Any]:
     """The verdict on `config.candidate` from the JSON of `policies.evaluate.evaluate`, with every check and its reason.
 
-    With d = (V(pi) - V(mu)) / |V(mu)| signed so that more is better, and its one-sided bounds at confidence 1 - (1 -
-    confidence) / tried: REFUSE if the upper bound of any guarded metric lies below -margin. PROMOTE if every lower
-    bound is at least -margin, one marked `improve` lies above 0, and effective sample size, support and calibration
-    hold on logged (not estimated) propensities. Else INCONCLUSIVE. `largest_share` is the largest kappa whose mixture
-    (1 - kappa) mu + kappa pi passes the same conditions, tried upwards and stopping at the first that does not: a fixed
-    sequence, so the claim as a whole keeps the confidence.
+    With d = (V(pi) - V(mu)) / |V(mu)| signed so that more is better, and its one-sided bounds at confidence 1 - (1
+    - confidence) / tried: REFUSE if the upper bound of any guarded metric lies below -margin and the evidence
+    holds. PROMOTE if every lower bound is at least -margin, one marked `improve` lies above 0, and effective sample
+    size, support and calibration hold on logged (not estimated) propensities. Else INCONCLUSIVE. `largest_share` is
+    the largest kappa whose mixture (1 - kappa) mu + kappa pi passes the same conditions, tried upwards and stopping
+    at the first that does not: a fixed sequence, so the claim as a whole keeps the confidence.
 
     Raises InputError where nothing is guarded, the candidate or a metric was not evaluated, a candidate that learned
     was not evaluated on the test split, or the bounds were computed for another number of candidates.
@@ -160,6 +164,10 @@ def _check_inputs(evaluation: dict[str, Any], config: GateConfig, tried: int) ->
     if config.estimator not in policy["estimates"]:
         raise InputError(
             f"gate.estimator: {config.candidate} has no {config.estimator!r}; found {', '.join(policy['estimates'])}."
+        )
+    if config.estimator == "ips" and evaluation["per"] == "week":
+        raise InputError(
+            "gate.estimator is 'ips', which per week leaves out what earlier actions would change; use dr or wpdis."
         )
     for name in config.metrics:
         if name not in evaluation["components"]:
@@ -231,23 +239,19 @@ def _within_margin(name: str, metric: GuardedMetric, difference: Mapping[str, An
 
 
 def _improves(metrics: Mapping[str, GuardedMetric], differences: Mapping[str, Mapping[str, Any]], users: int) -> Check:
-    wanted = {name: _signed(metric, differences[name]) for name, metric in metrics.items() if metric.improve}
-    found = {name: {"relative": differences[name]["relative"], "worst": low} for name, (_, low, _) in wanted.items()}
-    needed = f"better than the logging policy in {' or '.join(wanted)}"
-    shown = {name: low for name, (_, low, _) in wanted.items() if low is not None and low > 0}
-    if any(name != CTR for name in shown):
-        text = ", ".join(f"{name} at least {_change(low)}" for name, low in shown.items())
-        return Check("improvement", True, found, needed, f"improvement: {text}, where more than 0% is needed.")
-    texts = []
-    for name, (estimate, low, _) in wanted.items():
-        if low is None or estimate is None:
-            texts.append(f"{name} is estimated {_change(estimate)} with no bound below.")
-        elif low > 0:
-            texts.append(f"{name} is at least {_change(low)}, but a ratio alone carries no verdict.")
-        else:
-            more = _more_users(estimate, low, 0.0, users)
-            texts.append(f"{name} is estimated {_change(estimate)}, at worst {_change(low)}. {more}")
-    return Check("improvement", None, found, needed, f"improvement: none is shown. {' '.join(texts)}")
+    (name,) = (name for name, metric in metrics.items() if metric.improve)
+    estimate, low, _ = _signed(metrics[name], differences[name])
+    found = {name: {"relative": differences[name]["relative"], "worst": low}}
+    needed = f"better than the logging policy in {name}"
+    if low is not None and low > 0:
+        reason = f"improvement: {name} at least {_change(low)}, where more than 0% is needed."
+        return Check("improvement", True, found, needed, reason)
+    if low is None or estimate is None:
+        text = f"{name} is estimated {_change(estimate)} with no bound below."
+    else:
+        more = _more_users(estimate, low, 0.0, users)
+        text = f"{name} is estimated {_change(estimate)}, at worst {_change(low)}. {more}"
+    return Check("improvement", None, found, needed, f"improvement: none is shown. {text}")
 
 
 def _more_users(estimate: float, low: float, bound: float, users: int) -> str:
@@ -265,6 +269,10 @@ def _enough_weight(found: Mapping[str, float], config: GateConfig, users: int) -
     reason = f"effective sample size: {ess:.0f} of {users:,} users, {config.min_ess:g} needed"
     if ess >= config.min_ess:
         return Check("ess", True, ess, f"at least {config.min_ess:g} users", reason + ".")
+    if ess > 0.9 * users:
+        return Check(
+            "ess", None, ess, f"at least {config.min_ess:g} users", reason + ". Only more users would lift it."
+        )
     reason += (
         f" (the largest is {_percent(found['largest_weight'])} of all). A smaller rollout share, a longer log or "
         "more exploration in it would lift it."
@@ -329,7 +337,7 @@ def _reasons(judgement: Judgement, share: float | None, config: GateConfig) -> l
         return [check.reason for check in judgement.checks]
     refused = judgement.verdict == "REFUSE"
     decided = judgement.metrics if refused else judgement.checks
-    reasons = [check.reason for check in decided if check.passed is (False if refused else None)]
+    reasons = [check.reason for check in decided if (check.passed is False if refused else not check.passed)]
     if share is not None:
         return [*reasons, f"A first rollout of {config.candidate} at share {share:g} passes every check."]
     tried = ", ".join(f"{each:g}" for each in sorted(config.shares))

@@ -202,7 +202,7 @@ def user_totals(log: Log) -> dict[str, Floats]:
     """Per user [U] the sums of the reward components over (first decision, end], and the `days` covered.
 
     clicks occur within 24 h of their send; weekly_active_days is the measure of the times at which the user had visited
-    in the 7 days before; a closed account stays covered to the end. Days of 86,400 s. Source: DESIGN section 3.
+    in the 7 days before; a closed account stays covered to the end. Days of 86,400 s.
     """
     users = len(log.users["user"])
     decisions, events = log.decisions, log.events

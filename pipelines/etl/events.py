@@ -44,4 +44,5 @@ def people(table: pa.Table, user: Ints, plan: Plan) -> People:
         ints(table, "at")[order],
         texts(table, "time_zone")[order],
         {name: column[order] for name, column in attributes.items()},
+        ints(table, "logged")[order],
     )

@@ -120,12 +120,13 @@ class People:
     """[H] IANA name; None is UTC."""
     attributes: dict[str, NDArray[Any]]
     """Column -> [H] float64 (NaN missing) or object (None missing)."""
+    logged: Ints | None = None
+    """[H] when the row became known; by default from the start."""
 
-
-def no_people(attributes: Mapping[str, NDArray[Any]] | None = None) -> People:
-    """A `users` dataset without rows; `attributes` gives the columns it would have."""
-    none = np.empty(0, np.int64)
-    return People(none, none, np.empty(0, object), {name: column[:0] for name, column in (attributes or {}).items()})
+    @property
+    def visible(self) -> Ints:
+        """[H] the first moment that may know of the row."""
+        return self.valid_from + 1 if self.logged is None else np.maximum(self.valid_from + 1, self.logged)
 
 
 class Windows:
@@ -227,7 +228,7 @@ def known(
 ) -> dict[str, NDArray[Any]]:
     """Every built-in feature, `local_hour` and `attribute:NAME`, each [N] in the order of the probes; see above.
 
-    Raises InputError for an unknown time zone. Source: DESIGN section 3.
+    Raises InputError for an unknown time zone.
     """
     windows = Windows(probes.user, probes.at)
     seen = visits(events, session_gap_us)
@@ -242,7 +243,7 @@ def known(
     out["badge"] = _badge(windows, sends, seen, lookback_us).astype(np.float64)
     clicked, sent = (_within(windows, rows, lookback_us) for rows in (clicks, sends))
     out["click_rate_28d"] = (clicked + click_prior[0]) / (sent + click_prior[1])
-    row = windows.latest(people.user, people.valid_from + 1, people.valid_from, np.arange(len(people.user)))
+    row = windows.latest(people.user, people.visible, people.valid_from, np.arange(len(people.user)))
     out["local_hour"], weekday = local_clock(probes.at, _as_of(people.time_zone, row))
     for name, turn in (("hour", out["local_hour"] / 24), ("weekday", weekday / 7)):
         out[f"{name}_sin"], out[f"{name}_cos"] = np.sin(2 * np.pi * turn), np.cos(2 * np.pi * turn)

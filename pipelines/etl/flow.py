@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
 import pyarrow as pa
+from deltalake import DeltaTable
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
@@ -36,18 +38,11 @@ RAW_FAILURES = (
 """Spark's error conditions that come from the rows or the expressions over them."""
 
 
-def run_etl(spark: SparkSession, config: Config, rebuild: bool = False) -> Report:
-    """Make the transitions table of a configuration; returns what was read, kept, quarantined and made.
-
-    Writes run_dir/transitions (Delta), run_dir/quality, and run_dir/quarantine/{decisions,events,users} (Parquet, for
-    the datasets that there are).
-    Raises InputError (input, configuration, a table of another configuration), QualityError (a critical expectation,
-    quarantined shares, propensities), TransientError (another writer was faster), TactfulError where the conservation
-    law is broken.
-    """
-    store.check_hash(config.transitions_path, config.etl_hash(), rebuild)
+@contextmanager
+def explained() -> Iterator[None]:
+    """Spark's error about the rows or the expressions over them as an InputError; any other as it is."""
     try:
-        return _run(spark, config)
+        yield
     except PySparkException as error:
         condition = error.getCondition() or ""
         if condition.startswith(RAW_FAILURES):
@@ -59,24 +54,43 @@ def run_etl(spark: SparkSession, config: Config, rebuild: bool = False) -> Repor
         raise
 
 
+def run_etl(spark: SparkSession, config: Config, rebuild: bool = False) -> Report:
+    """Make the transitions table of a configuration; returns what was read, kept, quarantined and made.
+
+    Writes run_dir/transitions (Delta), run_dir/quality, and run_dir/quarantine/{decisions,events,users} (Parquet, for
+    the datasets that there are).
+    Raises InputError (input, configuration, a table of another configuration), QualityError (a critical expectation,
+    quarantined shares, propensities), TransientError (another writer was faster), TactfulError where the conservation
+    law is broken.
+    """
+    store.check_hash(config.transitions_path, config.etl_hash(), rebuild)
+    with explained():
+        return _run(spark, config)
+
+
 def _run(spark: SparkSession, config: Config) -> Report:
+    base = store.opened(config.transitions_path)
     frames = read_all(spark, config)
     days = arrival_days(frames, config)
     plan = plan_of(config, days)
-    _check_days(config, days[DECISIONS])
-    _check_zones(frames)
+    for code in (DECISIONS, EVENTS):
+        if code in days:
+            _check_days(config, NAMES[code], days[code])
+    check_zones(frames)
     union = tagged(frames, config)
     partitions = min(config.etl.buckets, config.spark.shuffle_partitions)
     marked = (
         union.repartition(partitions, "bucket").mapInArrow(over_partition(mark, plan), marked_schema(union)).persist()
     )
     try:
-        return _transitions(config, plan, marked, days)
+        return _transitions(config, plan, marked, days, base)
     finally:
         marked.unpersist()
 
 
-def _transitions(config: Config, plan: Plan, marked: DataFrame, days: dict[int, list[Row]]) -> Report:
+def _transitions(
+    config: Config, plan: Plan, marked: DataFrame, days: dict[int, list[Row]], base: DeltaTable | None
+) -> Report:
     contract, folder = config.contract, config.run_dir / "quality"
     rows = _count(marked, plan, days)
     _quarantine(marked, config, list(days))
@@ -84,8 +98,9 @@ def _transitions(config: Config, plan: Plan, marked: DataFrame, days: dict[int, 
     checks: list[Report] = [quality.check(raw[DECISIONS], "decisions", quality.decisions_suite(contract), folder)]
     if EVENTS in days:
         checks.append(quality.check(raw[EVENTS], "events", quality.events_suite(), folder))
-    counts = rows["decisions"]
-    quality.check_quarantined(counts["read"], counts["by_reason"], config.etl.max_quarantined)
+    for code in (DECISIONS, EVENTS):
+        if code in days:
+            quality.check_quarantined(NAMES[code], rows[NAMES[code]], config.etl.max_quarantined)
     propensities = quality.check_propensities(raw[DECISIONS].where("reason is null"), contract)
 
     kernel = over_partition(transitions, plan)
@@ -105,7 +120,7 @@ def _transitions(config: Config, plan: Plan, marked: DataFrame, days: dict[int, 
         "watermark": _text(plan.watermark),
         "as_of": _text(plan.as_of),
         "log_start": _text(plan.log_start),
-        "version": store.commit(config.transitions_path, staged, layout, facts, rows["transitions"]["rows"]),
+        "version": store.commit(config.transitions_path, staged, layout, facts, rows["transitions"]["rows"], base),
         "fingerprint": fingerprint,
         "propensities": propensities,
         "quality": checks,
@@ -213,21 +228,21 @@ def _text(moment: int) -> str:
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=moment)).isoformat()
 
 
-def _check_days(config: Config, days: list[Row]) -> None:
-    """Raise InputError for an arrival day without decisions between the first and the last, unless it is known."""
+def _check_days(config: Config, name: str, days: list[Row]) -> None:
+    """Raise InputError for an arrival day without rows between the first and the last, unless it is known."""
     there = sorted(date.fromisoformat(day["ds"]) for day in days if day["good"])
-    known = {date.fromisoformat(day) for day in config.etl.known_gaps}
+    known = set(config.etl.known_gaps)
     span = (there[0] + timedelta(days=n) for n in range((there[-1] - there[0]).days))
     missing = [str(day) for day in span if day not in there and day not in known]
     if missing:
         listed = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
         raise InputError(
-            f"data.decisions: no row arrived on {listed}, between {there[0]} and {there[-1]}; deliver the missing "
-            "days, or list them in etl.known_gaps if nothing was decided then."
+            f"data.{name}: no row arrived on {listed}, between {there[0]} and {there[-1]}; deliver the missing "
+            "days, or list them in etl.known_gaps if nothing happened then."
         )
 
 
-def _check_zones(frames: dict[int, DataFrame]) -> None:
+def check_zones(frames: dict[int, DataFrame]) -> None:
     """Raise InputError for a time zone that does not exist."""
     if USERS not in frames:
         return

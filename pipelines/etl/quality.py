@@ -187,15 +187,16 @@ def _explain(name: str, outcome: Mapping[str, Any]) -> str:
     return f"{name}: {outcome['expectation']}{column} failed: found {outcome['observed']}; {outcome['remedy']}."
 
 
-def check_quarantined(read: int, by_reason: Mapping[str, int], most: float) -> None:
-    """Raise QualityError, with reasons and counts, where a larger share than `most` of decisions is quarantined."""
+def check_quarantined(name: str, counts: Mapping[str, Any], most: float) -> None:
+    """Raise QualityError, with reasons and counts, where a larger share than `most` of a dataset is quarantined."""
+    read, by_reason = counts["read"], counts["by_reason"]
     caught = sum(by_reason.values())
     if caught > most * read:
         reasons = ", ".join(f"{name} {count}" for name, count in sorted(by_reason.items(), key=lambda item: -item[1]))
         raise QualityError(
-            f"decisions: {caught} of {read} rows ({caught / read:.1%}) are quarantined, more than "
+            f"{name}: {caught} of {read} rows ({caught / read:.1%}) are quarantined, more than "
             f"etl.max_quarantined = {most:.1%}: {reasons}; the rows and the remedies are in "
-            "quarantine/decisions; mend the log, or raise it."
+            f"quarantine/{name}; mend the log, or raise it."
         )
 
 

@@ -1,7 +1,7 @@
 """The raw datasets as Tactful reads them, and the one tagged row that goes through the shuffle.
 
 Each raw column is a Spark SQL expression of the configuration, or the log's column of that name; it is cast, and what
-cannot be cast becomes null and is told in `found`. Types: DESIGN section 2.
+cannot be cast becomes null and is told in `found`.
 """
 
 from collections.abc import Iterable

@@ -34,7 +34,11 @@ def check_hash(table: Path, etl_hash: str, rebuild: bool) -> None:
 def stage(rows: DataFrame, table: Path, layout: Layout) -> Path:
     """Write the rows under a folder of their own, sorted; no reader sees them yet."""
     folder = table / uuid.uuid4().hex
-    rows.sortWithinPartitions(*layout.order).write.partitionBy(*layout.partitions).parquet(str(folder))
+    try:
+        rows.sortWithinPartitions(*layout.order).write.partitionBy(*layout.partitions).parquet(str(folder))
+    except BaseException:
+        discard(folder)
+        raise
     return folder
 
 
@@ -50,11 +54,14 @@ def commit(
     layout: Layout,
     facts: dict[str, str],
     rows: int,
+    base: DeltaTable | None,
     replace: list[tuple[str, str, str]] | None = None,
 ) -> int:
     """Swap in the files of the folder, whole or not at all; `facts` go into the commit. Returns the new version.
 
-    They replace the whole table, or the partitions that `replace` ((column, "=", value), ...) selects.
+    They replace the whole table, or the partitions that `replace` ((column, "=", value), ...) selects: then the table
+    must have their columns. `base` is the table as `opened` at the start of the run: who began before another's commit
+    does not undo it.
 
     Raises TransientError where another writer committed first, TactfulError where the files do not hold `rows` rows.
     """
@@ -67,8 +74,16 @@ def commit(
     properties = CommitProperties(custom_metadata=dict(facts), max_commit_retries=0)
     schema, partitions = Schema.from_arrow(layout.schema), list(layout.partitions)
     try:
-        if DeltaTable.is_deltatable(str(table)) and DeltaTable(table).schema() == schema:
-            DeltaTable(table).create_write_transaction(
+        now = opened(table)
+        if (now.version() if now else None) != (base.version() if base else None):
+            raise CommitFailedError(f"version {now.version() if now else None} was not there at the start")
+        if base is not None and replace is not None and base.schema() != schema:
+            raise InputError(
+                f"{table}: its columns are not those of these rows, and what it holds must not be lost; move it away, "
+                "or give `run_dir` another folder."
+            )
+        if base is not None and base.schema() == schema:
+            base.create_write_transaction(
                 actions, "overwrite", schema, partitions, replace, commit_properties=properties
             )
         else:
@@ -78,7 +93,15 @@ def commit(
     except CommitFailedError as error:
         discard(folder)
         raise TransientError(f"{table}: another writer committed first ({error}); run it again.") from None
+    except BaseException:
+        discard(folder)
+        raise
     return int(DeltaTable(table).version())
+
+
+def opened(table: Path) -> DeltaTable | None:
+    """The table as it stands, None where there is none yet."""
+    return DeltaTable(table) if DeltaTable.is_deltatable(str(table)) else None
 
 
 def discard(folder: Path) -> None:

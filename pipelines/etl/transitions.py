@@ -123,7 +123,7 @@ def split_log(table: pa.Table, plan: Plan) -> Log:
     rows = rows[order]
 
     # A send with a bad propensity did reach the phone; a second account of one send did not.
-    sent = decided & ~is_null(table, "logged") & (reason != CONFLICTING_DUPLICATE)
+    sent = decided & ~is_null(table, "logged") & (reason != CONFLICTING_DUPLICATE) & (logged <= plan.as_of)
     action = log.actions(table, plan)
     sent &= (action >= 0) & np.array([*plan.contract.is_send])[action]
     sends = np.flatnonzero(sent)

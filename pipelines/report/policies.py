@@ -292,14 +292,15 @@ def mixtures(reading: Reading) -> View | None:
         status = "certified" if share <= largest + 1e-12 else "not examined" if stopped else "not certified"
         stopped = stopped or status == "not certified"
         estimates = mixture.get("estimates") or {}
-        entry = Entry(reading.candidate, _candidate_rows(reading), True, True, estimates, {})
+        trusted = bool(mixture.get("trusted", True))
+        entry = Entry(reading.candidate, _candidate_rows(reading), True, True, estimates, {}, trusted)
         cells = []
         for metric in reading.metrics:
             figures = reading.quoted(entry, metric)
             relative = reading.relative(figures, entry.rows, metric)
             difference = Range.of(figures.get("difference"), metric.scale)
             texts = share_texts(relative) if relative else difference.texts(metric.points, sign=True)
-            cells.append({"metric": metric.name, "texts": texts, "tone": metric.tone(difference)})
+            cells.append({"metric": metric.name, "texts": texts, "tone": entry.tone(metric, difference)})
         tone = {"certified": "good", "not certified": "bad", "not examined": "unclear"}[status]
         ess = (mixture.get("diagnostics") or {}).get("ess")
         rows.append(

@@ -23,6 +23,7 @@ def verdict_view(verdict: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"verdict: found {word!r}; one of {', '.join(TONES)} is needed: run `tactful promote`.")
     share = known(verdict.get("largest_share")) or 0.0
     confidence = known(verdict.get("confidence"))
+    asked = known(verdict.get("rollout_share"))
     reasons = [_told(str(reason)) for reason in verdict.get("reasons") or []]
     checks = [_check(check, reasons) for check in verdict.get("checks") or []]
     parts = [Part("certified", share, "good"), Part("not certified", 1 - share, "track")]
@@ -34,6 +35,7 @@ def verdict_view(verdict: Mapping[str, Any]) -> dict[str, Any]:
         "checks": checks,
         "held": sum(check["tone"] == "good" for check in checks),
         "share": percent(share),
+        "asked": None if asked is None or asked >= 1 else percent(asked),
         "share_words": _share_words(share),
         "share_bar": pictures.stacked(parts, f"{percent(share)} of traffic certified", height=8),
         "confidence": None if confidence is None else _level(confidence),
@@ -49,7 +51,7 @@ def sentence(verdict: Mapping[str, Any]) -> str:
     if verdict["verdict"] == "PROMOTE":
         return f"{start} shows that {candidate} is an improvement and keeps every guarded metric within its margin."
     if verdict["verdict"] == "REFUSE":
-        return f"{start} shows that {candidate} would harm at least one guarded metric beyond its margin."
+        return f"{start} shows that {candidate} would harm a guarded metric beyond its margin."
     return f"{start} is not enough to promote {candidate}, and does not show that it harms beyond a margin either."
 
 
@@ -61,9 +63,9 @@ def _share_words(share: float) -> str:
     if share <= 0:
         return "No rollout share could be certified: even the smallest tried does not pass every check."
     if share >= 1:
-        return "All traffic could be certified: every check holds even if the candidate decides for everybody."
+        return "Every check holds even if the candidate's own choices decide for everybody."
     part, rest = percent(share), percent(1 - share)
-    return f"Certified: the candidate decides for up to {part} of traffic, the logging policy for the other {rest}."
+    return f"Its own choices may decide for up to {part} of traffic, the logging policy for the other {rest}."
 
 
 def _told(reason: str) -> str:

@@ -2,6 +2,7 @@
 
 import copy
 import tomllib
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def test_names_of_features_and_rewards_follow_the_configuration() -> None:
         ("gate", {"candidate": "iql"}, ["gate.candidate: 'iql' is not learned"]),
         ("policy", {"rollout_share": 0.0}, ["policy.rollout_share", "found 0.0", "greater than 0"]),
         ("constraints", {"quiet_hours": [22, 25]}, ["constraints.quiet_hours", "[0, 24)"]),
+        ("etl", {"known_gaps": ["2026/01/02"]}, ["etl.known_gaps.0", "found '2026/01/02'"]),
         ("data/events", ..., ["rewards: 'clicks' is counted from events", "map data.events"]),
     ],
 )
@@ -83,15 +85,26 @@ def test_every_mistake_is_named_with_its_key_and_remedy(path: str, value: Any, w
 def test_a_file_that_is_absent_or_no_toml_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent\.toml: no such configuration file"):
         load(tmp_path / "absent.toml")
+    with pytest.raises(InputError, match="cannot be read"):
+        load(tmp_path)
     (tmp_path / "bad.toml").write_text("name = ")
     with pytest.raises(InputError, match=r"bad\.toml: not valid TOML"):
         load(tmp_path / "bad.toml")
 
 
+def test_an_override_inside_a_value_is_an_error() -> None:
+    with pytest.raises(InputError, match=r"--set name\.x: 'name' is a value"):
+        load(CONFIGS[0], {"name.x": "1"})
+
+
 def test_overrides_are_parsed_as_toml_or_taken_as_text() -> None:
     path = next(path for path in CONFIGS if path.stem == "demo")
     found = load(path, {"seed": "9", "data.decisions.path": "/some/where.csv", "etl.known_gaps": '["2026-01-07"]'})
-    assert (found.seed, str(found.data.decisions.path), found.etl.known_gaps) == (9, "/some/where.csv", ["2026-01-07"])
+    assert (found.seed, str(found.data.decisions.path), found.etl.known_gaps) == (
+        9,
+        "/some/where.csv",
+        [date(2026, 1, 7)],
+    )
 
 
 def test_the_etl_hash_names_what_decides_a_transition_and_nothing_else() -> None:
@@ -101,6 +114,8 @@ def test_the_etl_hash_names_what_decides_a_transition_and_nothing_else() -> None
     for key, value, same in (
         ("etl.as_of", "2026-02-01", True),
         ("etl.known_gaps", '["2026-01-07"]', True),
+        ("data.decisions.path", "/elsewhere", True),
+        ("data.candidates.path", "/tonight", True),
         ("train.steps", "5", True),
         ("etl.lookback_days", "14", False),
         ("etl.buckets", "3", False),

@@ -216,13 +216,14 @@ def staged_rows(folder: Path, layout: Layout) -> Path:
 def test_another_configuration_demands_a_rebuild(tmp_path: Path) -> None:
     contract = PLAN.contract
     layout = transitions_layout(contract)
-    assert store.commit(tmp_path, staged_rows(tmp_path, layout), layout, {"etl_hash": "old"}, 1) == 0
+    assert store.commit(tmp_path, staged_rows(tmp_path, layout), layout, {"etl_hash": "old"}, 1, None) == 0
     store.check_hash(tmp_path, "old", rebuild=False)
     store.check_hash(tmp_path, "new", rebuild=True)
     with pytest.raises(InputError, match=r"etl hash old, now new[^$]*--rebuild"):
         store.check_hash(tmp_path, "new", rebuild=False)
     wider = transitions_layout(Contract(contract.actions, (*contract.features, "badge"), contract.rewards))
-    assert store.commit(tmp_path, staged_rows(tmp_path, wider), wider, {"etl_hash": "new"}, 1) == 1
+    base = store.opened(tmp_path)
+    assert store.commit(tmp_path, staged_rows(tmp_path, wider), wider, {"etl_hash": "new"}, 1, base) == 1
     store.check_hash(tmp_path, "new", rebuild=False)
     table = DeltaTable(tmp_path)
     assert len(table.file_uris()) == 1
@@ -234,33 +235,32 @@ def test_another_configuration_demands_a_rebuild(tmp_path: Path) -> None:
 def test_files_that_do_not_hold_what_was_made_are_not_committed(tmp_path: Path) -> None:
     layout = transitions_layout(PLAN.contract)
     with pytest.raises(TactfulError, match="1 rows in its files, 2 were made"):
-        store.commit(tmp_path, staged_rows(tmp_path, layout), layout, {}, 2)
+        store.commit(tmp_path, staged_rows(tmp_path, layout), layout, {}, 2, None)
     assert not DeltaTable.is_deltatable(str(tmp_path))
 
 
-def test_the_loser_of_two_writers_may_try_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loser_of_two_writers_may_try_again(tmp_path: Path) -> None:
+    """Both read the table before either committed, the first table of all included."""
     layout, facts = transitions_layout(PLAN.contract), {"etl_hash": "h"}
-    store.commit(tmp_path, staged_rows(tmp_path, layout), layout, facts, 1)
-    stale = DeltaTable(tmp_path)
-    store.commit(tmp_path, staged_rows(tmp_path, layout), layout, facts, 1)
-    # The second writer read the table before the first had committed.
-    monkeypatch.setattr(store, "DeltaTable", _Stale(stale))
-    staged = staged_rows(tmp_path, layout)
-    with pytest.raises(TransientError, match="another writer committed first") as caught:
-        store.commit(tmp_path, staged, layout, facts, 1)
-    assert caught.value.exit_code == 75
+    for version in (0, 1):
+        base = store.opened(tmp_path)
+        assert store.commit(tmp_path, staged_rows(tmp_path, layout), layout, facts, 1, base) == version
+        staged = staged_rows(tmp_path, layout)
+        with pytest.raises(TransientError, match="another writer committed first") as caught:
+            store.commit(tmp_path, staged, layout, facts, 1, base)
+        assert caught.value.exit_code == 75
+        assert not staged.exists()
+        assert DeltaTable(tmp_path).version() == version
+
+
+def test_a_partition_is_not_replaced_by_rows_of_other_columns(tmp_path: Path) -> None:
+    """The other partitions would be lost with the old columns."""
+    layout = transitions_layout(PLAN.contract)
+    store.commit(tmp_path, staged_rows(tmp_path, layout), layout, {}, 1, None)
+    contract = PLAN.contract
+    wider = transitions_layout(Contract(contract.actions, (*contract.features, "badge"), contract.rewards))
+    staged = staged_rows(tmp_path, wider)
+    with pytest.raises(InputError, match="what it holds must not be lost"):
+        store.commit(tmp_path, staged, wider, {}, 1, store.opened(tmp_path), [("ds", "=", "2024-01-01")])
     assert not staged.exists()
-    assert DeltaTable(tmp_path).version() == 1
-
-
-class _Stale:
-    """Always the table as it was."""
-
-    def __init__(self, table: Any) -> None:
-        self.table = table
-
-    def __call__(self, path: Any) -> Any:
-        return self.table
-
-    def is_deltatable(self, path: str) -> bool:
-        return True
+    assert DeltaTable(tmp_path).version() == 0

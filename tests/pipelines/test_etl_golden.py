@@ -3,7 +3,21 @@
 import numpy as np
 import pytest
 
-from pipelines.etl.features import CLICK, DAY, HOUR, KINDS, PAGE_VIEW, SESSION_START, Happenings, local_clock, visits
+from pipelines.etl.features import (
+    CLICK,
+    DAY,
+    HOUR,
+    KINDS,
+    PAGE_VIEW,
+    SESSION_START,
+    Happenings,
+    People,
+    Probes,
+    Sends,
+    known,
+    local_clock,
+    visits,
+)
 from pipelines.etl.rewards import Intervals, Notified, active_days, clicks_within
 
 MINUTE = HOUR // 60
@@ -94,6 +108,17 @@ def test_local_clock(utc: str, zone: str | None, hour: float, weekday: int) -> N
     hours, weekdays = local_clock(at, np.array([zone], dtype=object))
     assert hours[0] == pytest.approx(hour)
     assert weekdays[0] == weekday
+
+
+def test_an_attribute_is_known_once_it_is_valid_and_logged() -> None:
+    """Score 1 holds from 10; score 2 from 20, but it was only logged at 30: until then 1 is what was known."""
+    none = ints()
+    people = People(ints(0, 0), ints(10, 20), np.array([None, None]), {"score": np.array([1.0, 2.0])}, ints(10, 30))
+    probes = Probes(ints(0, 0, 0, 0), ints(10, 11, 29, 30), {})
+    events = Happenings(none, none, none, np.empty(0, np.int8), none)
+    found = known(probes, Sends(none, none, none), events, people, 28 * DAY, (1.0, 10.0))["attribute:score"]
+    assert np.isnan(found[0])
+    assert found[1:].tolist() == [1.0, 1.0, 2.0]
 
 
 def test_kinds_are_those_of_the_design() -> None:

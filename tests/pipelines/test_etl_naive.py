@@ -1,4 +1,4 @@
-"""The kernels against a second implementation: plain Python, one user at a time, from DESIGN sections 2 and 3."""
+"""The kernels against a second implementation: plain Python, one user at a time, from the definitions."""
 
 import math
 import random
@@ -341,6 +341,8 @@ def naive_transitions(rows: list[Row], plan: Plan) -> list[Row]:
             if row["user_id"] == user:
                 ordered = row["at"] is not None and row["logged"] is not None and row["logged"] >= row["at"]
                 sent = ordered and row.get("label") in ACTIONS[1:] and "duplicate" not in (reason or "")
+                # What was logged after as_of is not known to this run, or to a rerun of it.
+                sent = sent and row["logged"] <= plan.as_of
                 kept = row.get("label") if reason is None and row["dataset"] == EVENTS else None
                 mine.append({**row, "reason": reason, "sent": sent, "label_kept": kept})
         out += naive_user(mine, plan)

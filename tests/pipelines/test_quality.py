@@ -25,9 +25,9 @@ def logged(spark: SparkSession, *pairs: tuple[float | None, list[str] | None]) -
 
 
 def test_a_share_of_quarantined_rows_names_reasons_and_counts() -> None:
-    quality.check_quarantined(100, {"too_late": 20}, 0.2)
+    quality.check_quarantined("decisions", {"read": 100, "by_reason": {"too_late": 20}}, 0.2)
     with pytest.raises(QualityError) as caught:
-        quality.check_quarantined(100, {"too_late": 15, "unknown_action": 6}, 0.2)
+        quality.check_quarantined("decisions", {"read": 100, "by_reason": {"too_late": 15, "unknown_action": 6}}, 0.2)
     assert caught.value.exit_code == 3
     for word in ("21 of 100", "21.0%", "too_late 15, unknown_action 6", "etl.max_quarantined = 20.0%"):
         assert word in str(caught.value)

@@ -172,7 +172,7 @@ def test_a_check_says_whether_it_held(passed: bool | None, said: str) -> None:
     ("verdict", "said", "tone"),
     [
         ("PROMOTE", "With 97.5% confidence, the log shows that ddqn_cql is an improvement and keeps", "good"),
-        ("REFUSE", "With 97.5% confidence, the log shows that ddqn_cql would harm at least one guarded metric", "bad"),
+        ("REFUSE", "With 97.5% confidence, the log shows that ddqn_cql would harm a guarded metric", "bad"),
         ("INCONCLUSIVE", "With 97.5% confidence, the log is not enough to promote ddqn_cql, and does not show", "open"),
     ],
 )
@@ -206,7 +206,7 @@ def test_an_unknown_verdict_is_an_error_and_leaves_the_old_report(tmp_path: Path
     [
         (None, "No rollout share could be certified", ["not certified"] + 4 * ["not examined"]),
         (0.2, "up to 20% of traffic, the logging policy for the other 80%", 2 * ["certified"] + ["not certified"]),
-        (1.0, "All traffic could be certified", 5 * ["certified"]),
+        (1.0, "own choices decide for everybody", 5 * ["certified"]),
     ],
 )
 def test_the_share_of_traffic_certified(largest: float | None, said: str, statuses: list[str]) -> None:

@@ -1,6 +1,7 @@
 """The whole road on a small simulated log, by the commands a user types: what it leaves, twice the same, exit codes."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,21 @@ def test_a_logged_decision_scored_as_a_candidate_meets_its_logged_state(
     expected = np.array([wanted[row["candidate_id"]][1] for row in met])
     # A sum of independent draws lies within four of its standard deviations.
     assert abs(sent - expected.mean()) < 4 * np.sqrt((expected * (1 - expected)).sum()) / len(met)
+
+
+def test_only_what_was_judged_is_promoted(road: Road, tmp_path: Path) -> None:
+    """A policy trained since, or rules written since, ask for another evaluation; exit code 2, and no alias moves."""
+    config, _ = road
+    copied = tmp_path / "run"
+    shutil.copytree(config.run_dir, copied)
+    tree = small(config.run_dir.parent, run_dir=str(copied))
+    looser = {**tree["gate"], "min_ess": 1}
+    with pytest.raises(InputError, match=r"the rules in \[gate\] are not those.*evaluate` again"):
+        jobs.promote(validate({**tree, "gate": looser}, "small.toml"))
+    shutil.copy(copied / "policies" / "ddqn" / "policy.onnx", copied / "policies" / "ddqn_cql" / "policy.onnx")
+    shutil.copy(copied / "policies" / "ddqn" / "contract.json", copied / "policies" / "ddqn_cql" / "contract.json")
+    with pytest.raises(InputError, match="the policies are not those that were evaluated"):
+        jobs.promote(validate(tree, "small.toml"))
 
 
 def test_promote_ends_with_the_code_of_its_verdict(road: Road, tmp_path: Path) -> None:

@@ -37,7 +37,9 @@ def config_of(folder: Path, **changes: Any) -> Config:
         "policy": {"exploration": 0.1},
         "spark": {"master": "local[1]", "shuffle_partitions": 1},
     }
-    tree["data"]["candidates"]["columns"] = {"legal_actions": "split(legal_actions, ' ')"}
+    tree["data"]["candidates"]["columns"] = {
+        "legal_actions": "if(legal_actions = '-', array(), split(legal_actions, ' '))"
+    }
     return validate({**tree, **changes}, "night.toml")
 
 
@@ -83,6 +85,7 @@ ROWS = [
     "nobody,,2026-01-09 12:00:00,hold send,0.5",
     "never,u04,,hold send,0.5",
     "badge,u05,2026-01-09 12:00:00,hold badge,0.5",
+    "none,u06,2026-01-09 12:00:00,-,0.5",
 ]
 
 
@@ -97,6 +100,7 @@ def test_each_row_says_who_decided(spark: SparkSession, folder: Path) -> None:
         "nobody": "missing_user_id",
         "never": "missing_decide_at",
         "badge": "unknown_legal_action",
+        "none": "no_legal_action",
     }
     for name, row in found.items():
         assert sum(row["probabilities"]) == pytest.approx(1)
@@ -131,11 +135,16 @@ def test_nights_stand_beside_each_other_and_one_is_replaced_whole(spark: SparkSe
     assert "b" not in found
 
 
+LIMITED = {"constraints": {"max_sends_24h": 1}}
+
+
 @pytest.mark.parametrize(
     ("rows", "changes", "words"),
     [
         ([], {}, "no candidate with a decide_at"),
         ([ROWS[0], ROWS[0]], {}, "'judged' is null or stands more than once"),
+        (ROWS[:1] + ["more,u01,2026-01-09 13:00:00,hold send,0.9"], LIMITED, "user u01 has 2 candidates tonight"),
+        (ROWS[:1], {"etl": {"lookback_days": 14, "buckets": 1}}, "states of another ETL configuration"),
         (ROWS, {"features": {"state": ["badge"], "context": ["relevance"]}}, "the champion was made for features"),
         (ROWS, {"data": {"decisions": {"path": "x"}, "events": {"path": "y"}}}, r"data\.candidates: missing"),
     ],
