@@ -135,7 +135,13 @@ def test_nights_stand_beside_each_other_and_one_is_replaced_whole(spark: SparkSe
     assert "b" not in found
 
 
-LIMITED = {"constraints": {"max_sends_24h": 1}}
+def test_limits_on_sends_want_one_candidate_a_user(spark: SparkSession, tmp_path: Path) -> None:
+    """Judged alone, each of two would be sent as if the other were not."""
+    frame = spark.createDataFrame([("u01",), ("u02",), ("u01",), (None,), (None,)], "user_id string")
+    night._check_one_each(frame, config_of(tmp_path))
+    limited = config_of(tmp_path, constraints={"max_sends_24h": 1})
+    with pytest.raises(InputError, match=r"user u01 has 2 candidates tonight.*one candidate per user"):
+        night._check_one_each(frame, limited)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +149,6 @@ LIMITED = {"constraints": {"max_sends_24h": 1}}
     [
         ([], {}, "no candidate with a decide_at"),
         ([ROWS[0], ROWS[0]], {}, "'judged' is null or stands more than once"),
-        (ROWS[:1] + ["more,u01,2026-01-09 13:00:00,hold send,0.9"], LIMITED, "user u01 has 2 candidates tonight"),
         (ROWS[:1], {"etl": {"lookback_days": 14, "buckets": 1}}, "states of another ETL configuration"),
         (ROWS, {"features": {"state": ["badge"], "context": ["relevance"]}}, "the champion was made for features"),
         (ROWS, {"data": {"decisions": {"path": "x"}, "events": {"path": "y"}}}, r"data\.candidates: missing"),
