@@ -15,9 +15,8 @@ from pathlib import Path
 
 from airflow.sdk import DAG, Param, TriggerRule
 
-sys.path.append(
-    str(Path(__file__).parent)
-)  # Airflow puts only the bundle's root there, which may lie above this folder
+# Airflow puts only the bundle's root there, which may lie above this folder.
+sys.path.append(str(Path(__file__).parent))
 from tactful_operator import NOT_PROMOTED, TactfulOperator
 
 with DAG(

@@ -15,9 +15,8 @@ from pathlib import Path
 
 from airflow.sdk import DAG, Param
 
-sys.path.append(
-    str(Path(__file__).parent)
-)  # Airflow puts only the bundle's root there, which may lie above this folder
+# Airflow puts only the bundle's root there, which may lie above this folder.
+sys.path.append(str(Path(__file__).parent))
 from tactful_operator import TactfulOperator
 
 AS_OF = '"{{ params.as_of or dag_run.run_after.strftime("%Y-%m-%dT%H:%M:%S") }}"'
