@@ -8,16 +8,15 @@ that never said no would not be one. **Failed**: something broke. The report is 
 **Red?** The task's log ends with the exit code and its meaning; see docs/airflow.md.
 """
 
-import os
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from airflow.sdk import DAG, Param, TriggerRule
+from airflow.sdk import DAG, TriggerRule
 
 # Airflow puts only the bundle's root there, which may lie above this folder.
 sys.path.append(str(Path(__file__).parent))
-from tactful_operator import NOT_PROMOTED, TactfulOperator
+from tactful_operator import CONFIG, NOT_PROMOTED, TactfulOperator
 
 with DAG(
     dag_id="policy_weekly",
@@ -31,12 +30,7 @@ with DAG(
     tags=["tactful"],
     default_args={"retries": 2, "retry_delay": timedelta(minutes=10), "retry_exponential_backoff": 2.0},
     params={
-        "config": Param(
-            os.environ.get("TACTFUL_CONFIG", "tactful.toml"),
-            type="string",
-            minLength=1,
-            description="The TOML file; a relative path is taken from TACTFUL_HOME.",
-        ),
+        "config": CONFIG,
     },
 ):
     train = TactfulOperator(

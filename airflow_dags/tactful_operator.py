@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Any
 
 from airflow.providers.standard.hooks.subprocess import SubprocessHook
-from airflow.sdk import BaseOperator
+from airflow.sdk import BaseOperator, Param
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 MEANING = {
@@ -31,6 +31,15 @@ MEANING = {
 }
 RETRIED = frozenset({1, 75})
 NOT_PROMOTED = frozenset({4, 5})
+
+
+CONFIG = Param(
+    os.environ.get("TACTFUL_CONFIG", "tactful.toml"),
+    type="string",
+    minLength=1,
+    description="The TOML file; a relative path is taken from TACTFUL_HOME.",
+)
+"""The parameter `config` of every DAG."""
 
 
 class TactfulOperator(BaseOperator):

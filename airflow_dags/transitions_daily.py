@@ -8,7 +8,6 @@ cleared task decides as the first try would have. A missed night is not caught u
 **Red?** The task's log ends with the exit code and its meaning; see docs/airflow.md.
 """
 
-import os
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +16,7 @@ from airflow.sdk import DAG, Param
 
 # Airflow puts only the bundle's root there, which may lie above this folder.
 sys.path.append(str(Path(__file__).parent))
-from tactful_operator import TactfulOperator
+from tactful_operator import CONFIG, TactfulOperator
 
 AS_OF = '"{{ params.as_of or dag_run.run_after.strftime("%Y-%m-%dT%H:%M:%S") }}"'
 
@@ -33,12 +32,7 @@ with DAG(
     tags=["tactful"],
     default_args={"retries": 3, "retry_delay": timedelta(minutes=5), "retry_exponential_backoff": 2.0},
     params={
-        "config": Param(
-            os.environ.get("TACTFUL_CONFIG", "tactful.toml"),
-            type="string",
-            minLength=1,
-            description="The TOML file; a relative path is taken from TACTFUL_HOME.",
-        ),
+        "config": CONFIG,
         "as_of": Param(
             "",
             type="string",

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from models.contract import HOLD, UNITS, Contract
 from models.errors import InputError
 from models.train import TrainConfig
+from pipelines.etl.schemas import COLUMN_REWARD
 from policies.constraints import Constraints
 from policies.evaluate import EvaluateConfig
 from policies.gate import GateConfig
@@ -40,8 +41,6 @@ STATE_FEATURES = (
     "candidate_missing",
 )
 """Features the ETL computes from the log itself; a config names those it wants."""
-
-COLUMN_REWARD = "column:"
 
 
 class Section(BaseModel):

@@ -108,10 +108,6 @@ def _spark(config: Config) -> Iterator[SparkSession]:
             spark.stop()
 
 
-def _transitions(config: Config) -> table.Transitions:
-    return table.read(config.transitions_path, config.contract)
-
-
 def _policy_folder(config: Config, name: str) -> Path:
     return config.run_dir / "policies" / name
 
@@ -144,7 +140,7 @@ def etl(config: Config, rebuild: bool = False) -> dict[str, Any]:
 
 def train(config: Config) -> dict[str, Any]:
     """Learn every policy of `train.learners` and the behaviour network, export each, and log the run to MLflow."""
-    transitions = _transitions(config)
+    transitions = table.read(config.transitions_path, config.contract)
     act = partial(deployed_probabilities, decision=_decision(config), is_send=config.contract.is_send)
     with _step(config, "train") as result:
         learned = fit_policies(transitions, config.train, config.seed, act)
@@ -202,14 +198,14 @@ def evaluate(config: Config) -> dict[str, Any]:
     """Every policy by every estimator, on the data it was learned from; of a simulated log the true values beside."""
     lineage = _left_by(config, "train")["lineage"]
     transitions = table.read(config.transitions_path, config.contract, lineage["data_version"])
-    learned = _learned_policies(config)
-    policies: list[Any] = [Never(), Always(), *learned]
-    names = [policy.name for policy in learned]
-    alone = config.gate.candidate + ALONE if config.gate.candidate + ALONE in names else None
+    deployed = _artifacts(config)
+    policies: list[Any] = [Never(), Always(), *_learned_policies(deployed)]
+    mixed = deployed[config.gate.candidate].decision["rollout_share"] < 1
+    alone = config.gate.candidate + ALONE if mixed else None
     # Left alone torch takes every core, and beside anything else that runs it then waits more than it works.
     torch.set_num_threads(config.train.threads)
     with _step(config, "evaluate") as result:
-        tried = _candidates_tried(config, transitions)
+        tried = _candidates_tried(config, transitions, deployed)
         found = evaluate_policies(
             transitions, policies, config.evaluate, config.gate, config.seed, tried=tried, alone=alone
         )
@@ -219,27 +215,32 @@ def evaluate(config: Config) -> dict[str, Any]:
             truths = policy_truth(config, policies, config.seed + TRUTH_SEED, progress=True)
             for name, policy in found["policies"].items():
                 policy["truth"] = truths[name]
-        result.update({"evaluation": found, "tried": tried, "judged": _judged(config), "gate": asdict(config.gate)})
+        result.update(
+            {"evaluation": found, "tried": tried, "judged": _fingerprints(deployed), "gate": asdict(config.gate)}
+        )
     return result
 
 
-def _learned_policies(config: Config) -> list[QPolicy]:
+def _artifacts(config: Config) -> dict[str, artifact.Artifact]:
+    """Each learned policy as it lies in the run's folder, by name."""
+    return {name: artifact.load(_policy_folder(config, name)) for name in config.train.learners}
+
+
+def _fingerprints(artifacts: dict[str, artifact.Artifact]) -> dict[str, str]:
+    return {name: loaded.fingerprint for name, loaded in artifacts.items()}
+
+
+def _learned_policies(artifacts: dict[str, artifact.Artifact]) -> list[QPolicy]:
     """Each learned policy as it would be deployed and, where that is a mixture, as it would be alone."""
     found = []
-    for name in config.train.learners:
-        loaded = artifact.load(_policy_folder(config, name))
+    for name, loaded in artifacts.items():
         found.append(QPolicy(loaded, name))
         if loaded.decision["rollout_share"] < 1:
             found.append(QPolicy(loaded, name + ALONE, share=1.0))
     return found
 
 
-def _judged(config: Config) -> dict[str, str]:
-    """The fingerprint of each learned policy's artifact, by name."""
-    return {name: artifact.load(_policy_folder(config, name)).fingerprint for name in config.train.learners}
-
-
-def _candidates_tried(config: Config, transitions: table.Transitions) -> int:
+def _candidates_tried(config: Config, transitions: table.Transitions, artifacts: dict[str, artifact.Artifact]) -> int:
     """How many learned policies these test users have judged, those of earlier runs included.
 
     A policy is known by its graph and how it acts, so that repeating a run does not count as another try; the split is
@@ -250,9 +251,9 @@ def _candidates_tried(config: Config, transitions: table.Transitions) -> int:
     users = transitions.user_id[np.unique(transitions.user[transitions.split == SPLITS.index("test")])]
     split = hashlib.sha256("\0".join(sorted(users)).encode()).hexdigest()
     seen = set(record.get(split, []))
-    for name in config.train.learners:
+    for name, loaded in artifacts.items():
         graph = (_policy_folder(config, name) / artifact.GRAPH).read_bytes()
-        acts = json.dumps(artifact.load(_policy_folder(config, name)).decision, sort_keys=True).encode()
+        acts = json.dumps(loaded.decision, sort_keys=True).encode()
         seen.add(hashlib.sha256(graph + acts).hexdigest())
     _write_json(path, {**record, split: sorted(seen)})
     return len(seen)
@@ -261,8 +262,9 @@ def _candidates_tried(config: Config, transitions: table.Transitions) -> int:
 def promote(config: Config) -> dict[str, Any]:
     """Judge the candidate, register it, and make it champion where the verdict is PROMOTE; returns the verdict."""
     left = _left_by(config, "evaluate")
+    deployed = _artifacts(config)
     for what, then, now in (
-        ("the policies are not those", left["judged"], _judged(config)),
+        ("the policies are not those", left["judged"], _fingerprints(deployed)),
         ("the rules in [gate] are not those", left["gate"], json.loads(json.dumps(asdict(config.gate)))),
     ):
         if then != now:
@@ -272,9 +274,7 @@ def promote(config: Config) -> dict[str, Any]:
             )
     with _step(config, "promote") as result:
         verdict = judge(left["evaluation"], config.gate, left["tried"])
-        verdict["rollout_share"] = artifact.load(_policy_folder(config, config.gate.candidate)).decision[
-            "rollout_share"
-        ]
+        verdict["rollout_share"] = deployed[config.gate.candidate].decision["rollout_share"]
         result["verdict"] = verdict
         result["registry"] = _register(config, verdict)
         console.print(summaries.verdict_panel(verdict))

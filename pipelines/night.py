@@ -112,7 +112,6 @@ def _night(candidates: DataFrame, config: Config) -> str:
     seen = candidates.agg(
         F.count("*").alias("rows"),
         F.count_distinct("row_id").alias("ids"),
-        F.count("row_id").alias("named"),
         F.min("at").alias("first"),
     ).first()
     if seen is None or not seen["rows"] or seen["first"] is None:

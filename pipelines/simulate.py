@@ -53,20 +53,10 @@ def run_simulate(config: Config) -> dict[str, Any]:
     places = {name: _folder(name, dataset) for name, dataset in datasets.items() if dataset is not None}
     log = simulate(world, config.seed)
     written = {name: table for name, table in tables(log).items() if name in places}
-    _write(written, places)
+    write(written, places)
     counts = {name: table.num_rows for name, table in written.items()}
     last = [int(log.decisions["at"].max()), int(log.events["logged"].max(initial=log.start))]
     return {**counts, "watermark": (datetime.fromtimestamp(0, UTC) + timedelta(microseconds=min(last))).isoformat()}
-
-
-def write_lake(log: Log, folder: Path) -> dict[str, int]:
-    """Write `decisions`, `events`, `users` and `candidates` under `folder`; returns rows per dataset.
-
-    The same log gives the same files. Raises InputError where a place holds anything but an earlier simulation.
-    """
-    found = tables(log)
-    _write(found, {name: folder / name for name in found})
-    return {name: table.num_rows for name, table in found.items()}
 
 
 def policy_truth(
@@ -203,7 +193,7 @@ def _folder(name: str, dataset: Dataset) -> Path:
     return dataset.path
 
 
-def _write(found: Mapping[str, pa.Table], places: Mapping[str, Path]) -> None:
+def write(found: Mapping[str, pa.Table], places: Mapping[str, Path]) -> None:
     """All of them or, where one place is taken, none."""
     for place in places.values():
         if place.exists() and not (place / MARK).exists():

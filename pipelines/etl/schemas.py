@@ -36,6 +36,7 @@ from models.contract import REWARD_PREFIX, STATE_PREFIX, Contract
 DECISIONS, EVENTS, USERS, CANDIDATES = 0, 1, 2, 3
 NAMES = ("decisions", "events", "users", "candidates")
 COLUMN_REWARD = "column:"
+"""Begins the name of a reward component that is a column of the decision row."""
 
 
 def outcome_names(rewards: Sequence[str]) -> tuple[str, ...]:
