@@ -1,10 +1,14 @@
 """Tonight's candidates through Spark into the scores table, one commit a night."""
 
+import hashlib
+import json
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from pyspark.sql import Column, DataFrame, SparkSession
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
@@ -12,14 +16,14 @@ from models import artifact
 from models.errors import InputError
 from pipelines.config import Config
 from pipelines.etl import store
+from pipelines.etl.arrivals import check_arrivals, read_arrivals
+from pipelines.etl.buckets import RESULT
 from pipelines.etl.features import HOUR
-from pipelines.etl.flow import arrival_days, check_zones, explained, over_partition, plan_of
-from pipelines.etl.raw import read_all, read_candidates, tagged
-from pipelines.etl.schemas import CANDIDATES
-from pipelines.scoring import Night, score, scores_layout
-
-DRAWS = 1 << 53
-"""A draw is a multiple of 2^-53: as fine as a double in [0, 1) can be."""
+from pipelines.etl.flow import explained, shuffled
+from pipelines.etl.plans import as_of, make_plan, max_lateness, watermark
+from pipelines.etl.schemas import CANDIDATES, DECISIONS, EVENTS
+from pipelines.etl.sources import Source, open_sources
+from pipelines.scoring import Night, run_nights, scores_layout
 
 
 def run_scoring(spark: SparkSession, config: Config, folder: Path, version: str) -> dict[str, Any]:
@@ -39,33 +43,43 @@ def _run(
 ) -> dict[str, Any]:
     layout, table = scores_layout(config.contract), config.run_dir / "scores"
     base = store.opened(table)
-    found = read_candidates(spark, config)
+    if config.data.candidates is None:
+        raise InputError("data.candidates: missing; say where tonight's candidates lie.")
+    sources = open_sources(spark, config, range(CANDIDATES + 1), None)
+    found = _rows_of(spark, sources[-1])
     night = _night(found, config)
     _check_one_each(found, config)
-    frames = read_all(spark, config)
-    check_zones(frames)
-    plan = plan_of(config, arrival_days(frames, config))
-    union = tagged({**frames, CANDIDATES: found}, config).withColumn("draw", _draw(config, night))
+    arrivals = read_arrivals(spark, sources[:-1], as_of(config), max_lateness(config), None)
+    check_arrivals(arrivals)
+    good = {
+        code: [day for day in arrivals[code] if day.logged is not None]
+        for code in (DECISIONS, EVENTS)
+        if code in arrivals
+    }
+    known = min(max(day.logged or 0 for day in days) for days in good.values())
     job = Night(
-        plan=plan,
+        plan=make_plan(config, watermark(config, known), min(day.first or 0 for days in good.values() for day in days)),
         files={path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()},
         fingerprint=champion.fingerprint,
         version=version,
         night=night,
         valid_us=round(config.score.valid_hours * HOUR),
+        seed=_seed(config, night),
+        schemas={source.code: source.schema for source in sources},
+        root=table.resolve(),
+        run=store.new_run(),
     )
-    partitions = min(config.etl.buckets, config.spark.shuffle_partitions)
-    scored = union.repartition(partitions, "bucket").mapInArrow(
-        over_partition(score, job), from_arrow_schema(layout.schema)
-    )
-    scored = scored.persist()
     try:
-        counts = _counts(scored)
-        staged = store.stage(scored, table, layout)
-    finally:
-        scored.unpersist()
-    facts = {"policy_version": version}
-    committed = store.commit(table, staged, layout, facts, counts["candidates"], base, [("night", "=", night)])
+        scored = shuffled(spark, sources, config.etl.buckets, None).mapInArrow(
+            run_nights(job), from_arrow_schema(RESULT)
+        )
+        results = scored.toArrow().to_pylist()
+        staged = [store.Staged(**json.loads(row["payload"])) for row in results if row["kind"] == "scores"]
+        counts = _counts([json.loads(row["payload"]) for row in results if row["kind"] == "counts"])
+        committed = store.commit(table, staged, layout, {"policy_version": version}, base, {"night": [night]})
+    except BaseException:
+        store.discard(table, job.run)
+        raise
     return {
         "night": night,
         "model_version": version,
@@ -73,6 +87,21 @@ def _run(
         "version": committed,
         **counts,
     }
+
+
+def _rows_of(spark: SparkSession, source: Source) -> DataFrame:
+    """The raw table of a source as a DataFrame."""
+
+    def as_they_are(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        return batches
+
+    return source.over(spark, as_they_are, source.schema)
+
+
+def _seed(config: Config, night: str) -> int:
+    """Of tonight's draws: other runs and other nights draw anew, a rerun does not."""
+    text = "\0".join((config.name, str(config.seed), night))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
 
 def _check_contract(champion: artifact.Artifact, config: Config) -> None:
@@ -125,27 +154,14 @@ def _night(candidates: DataFrame, config: Config) -> str:
     return str((datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(seen["first"]))).date())
 
 
-def _draw(config: Config, night: str) -> Column:
-    """A uniform draw in [0, 1) per candidate: a hash of run and candidate, so that a rerun decides the same."""
-    return F.pmod(F.xxhash64(F.lit(config.name), F.lit(config.seed), F.lit(night), "row_id"), F.lit(DRAWS)) / F.lit(
-        float(DRAWS)
-    )
-
-
-def _counts(written: DataFrame) -> dict[str, Any]:
-    groups = (
-        written.groupBy("action", "rule").agg(F.count("*").alias("rows"), F.sum("propensity").alias("sum")).collect()
-    )
-    until = written.agg(F.max("valid_until").alias("until")).first()
+def _counts(groups: list[list[list[Any]]]) -> dict[str, Any]:
+    """Candidates in all, by action and by the rule that decided, from what the buckets counted."""
     by_action: dict[str, int] = {}
     by_rule: dict[str, int] = {}
-    for group in sorted(groups, key=lambda row: (row["action"], row["rule"] or "")):
-        by_action[group["action"]] = by_action.get(group["action"], 0) + group["rows"]
-        rule = group["rule"] or "policy"
-        by_rule[rule] = by_rule.get(rule, 0) + group["rows"]
-    return {
-        "candidates": sum(by_action.values()),
-        "by_action": by_action,
-        "by_rule": by_rule,
-        "valid_until": until["until"].isoformat() if until and until["until"] else None,
-    }
+    until = None
+    for action, rule, rows, last in sorted((each for bucket in groups for each in bucket), key=str):
+        by_action[action] = by_action.get(action, 0) + rows
+        by_rule[rule or "policy"] = by_rule.get(rule or "policy", 0) + rows
+        until = last if until is None else max(until, last or until)
+    ends = None if until is None else (datetime(1970, 1, 1) + timedelta(microseconds=until)).isoformat()
+    return {"candidates": sum(by_action.values()), "by_action": by_action, "by_rule": by_rule, "valid_until": ends}

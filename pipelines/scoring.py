@@ -17,8 +17,10 @@ The `scores` Delta table, partitioned by `night`; one commit per run replaces th
 | policy, policy_version      | string         | learner and registry version |
 """  # noqa: E501
 
+import json
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,10 +33,14 @@ from models import artifact
 from models.contract import Contract
 from models.errors import InputError
 from pipelines.etl import decisions as log
+from pipelines.etl import store
+from pipelines.etl.blocks import Batches, from_blocks
+from pipelines.etl.buckets import RESULT
 from pipelines.etl.features import Probes, is_missing, known, state_matrix
+from pipelines.etl.hashing import xxhash64
+from pipelines.etl.history import mark, read_history
 from pipelines.etl.marks import Plan, ints, is_null
 from pipelines.etl.schemas import CANDIDATES, Layout
-from pipelines.etl.transitions import mark, split_log, user_codes
 from policies.constraints import legal_actions
 from policies.q_policy import QPolicy
 
@@ -52,6 +58,13 @@ class Night:
     version: str
     night: str
     valid_us: int
+    seed: int
+    """Of the draws, from run and night."""
+    schemas: Mapping[int, pa.Schema]
+    """The raw table of each dataset that there is, the candidates among them."""
+    root: Path
+    """The scores table."""
+    run: str
 
 
 def scores_schema(contract: Contract) -> pa.Schema:
@@ -79,18 +92,46 @@ def scores_schema(contract: Contract) -> pa.Schema:
 
 def scores_layout(contract: Contract) -> Layout:
     """One folder a night, rows by user."""
-    return Layout(scores_schema(contract), ("night",), ("night", "user_id", "candidate_id"))
+    return Layout(scores_schema(contract), ("night",))
 
 
-def score(table: pa.Table, job: Night) -> pa.Table:
+def run_nights(job: Night) -> Any:
+    """Blocks of whole users and their candidates -> RESULT rows, for `mapInArrow`.
+
+    | kind   | payload |
+    |--------|---------|
+    | scores | a `store.Staged` as JSON: a file of scored rows |
+    | counts | [[action, rule, rows, latest valid_until in us], ...] of the same rows, as JSON |
+    """
+
+    def run(batches: Batches) -> Batches:
+        for _, tables in from_blocks(batches):
+            whole = {code: tables.get(code, schema.empty_table()) for code, schema in job.schemas.items()}
+            if not whole[CANDIDATES].num_rows:
+                continue
+            rows = score(whole, job).sort_by([("user_id", "ascending"), ("candidate_id", "ascending")])
+            layout = scores_layout(job.plan.contract)
+            staged = store.write(rows, job.root, job.run, layout, {"night": job.night})
+            payloads = [json.dumps(asdict(staged)).encode(), json.dumps(_counts(rows)).encode()]
+            yield pa.record_batch([["scores", "counts"], payloads], schema=RESULT)
+
+    return run
+
+
+def _counts(rows: pa.Table) -> list[list[Any]]:
+    until = rows.set_column(0, "until", rows["valid_until"].cast(pa.int64()))
+    groups = until.group_by(["action", "rule"]).aggregate([([], "count_all"), ("until", "max")])
+    return [[g["action"], g["rule"], g["count_all"], g["until_max"]] for g in groups.to_pylist()]
+
+
+def score(tables: Mapping[int, pa.Table], job: Night) -> pa.Table:
     """Raw rows of whole users and their candidates -> scored rows, see the table above."""
     plan, contract = job.plan, job.plan.contract
-    marked = mark(table, plan)
-    found = split_log(marked, plan)
-    rows = np.flatnonzero(ints(marked, "dataset") == CANDIDATES)
-    asked = marked.take(pa.array(rows))
+    marked = mark(tables, plan)
+    found, asked = read_history(marked, plan), tables[CANDIDATES]
+    rows = asked.num_rows
     context = log.context(asked, plan)
-    probes = Probes(np.maximum(user_codes(marked)[rows], 0), ints(asked, "at"), context)
+    probes = Probes(np.maximum(marked.user[CANDIDATES], 0), ints(asked, "at"), context)
     facts = known(
         probes, found.sends, found.events, found.people, plan.lookback, plan.features.click_prior, plan.session_gap
     )
@@ -99,10 +140,10 @@ def score(table: pa.Table, job: Night) -> pa.Table:
     state = state_matrix(facts, context, plan.features)
 
     choice = offered.sum(axis=1) > 1
-    reason = np.full(len(rows), None, dtype=object)
+    reason = np.full(rows, None, dtype=object)
     reason[~choice] = ONLY_LEGAL_ACTION
     reason[rule != ""] = rule[rule != ""]
-    judged = np.ones(len(rows), bool)
+    judged = np.ones(rows, bool)
     for name, wrong in (
         *((f"missing_feature:{name}", choice & is_missing(column)) for name, column in context.items()),
         ("no_legal_action", ~offered.any(axis=1)),
@@ -119,7 +160,7 @@ def score(table: pa.Table, job: Night) -> pa.Table:
     probability = np.zeros(legal.shape)
     probability[~judged, 0] = 1.0
     legal[~judged] = np.arange(legal.shape[1]) == 0
-    values = np.full((len(rows), len(contract.actions), len(contract.rewards)), np.nan)
+    values = np.full((rows, len(contract.actions), len(contract.rewards)), np.nan)
     if judged.any():
         probability[judged] = policy.action_probabilities(state[judged], legal[judged])
         values[judged] = champion.predict(state[judged])[2]
@@ -136,7 +177,8 @@ def _rows(
     policy: str,
 ) -> pa.Table:
     contract = job.plan.contract
-    draw = asked["draw"].to_numpy().astype(np.float64)
+    # A hash of run and candidate, so that a rerun decides the same; as fine as a double in [0, 1) can be.
+    draw = (xxhash64(asked["row_id"], job.seed) >> np.uint64(11)) / 2.0**53
     # The first action whose cumulative probability exceeds the draw; rounding must choose none of probability 0.
     action = (np.cumsum(probability, axis=1) <= draw[:, None]).sum(axis=1)
     last = probability.shape[1] - 1 - (probability[:, ::-1] > 0).argmax(axis=1)

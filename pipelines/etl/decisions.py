@@ -1,7 +1,7 @@
 """Raw decisions: which are kept, and what each says about actions.
 
-Columns read (see schemas.tagged_fields): user_id, row_id (decision_id), at (decided_at), logged, hash, label (action),
-propensity, legal (list of text), context:NAME, category:NAME, outcome:NAME.
+Columns read (see schemas.py): user_id, row_id (decision_id), at (decided_at), logged, label (action), propensity, legal
+(list of text), context:NAME, category:NAME, outcome:NAME.
 """
 
 from typing import Any
@@ -18,14 +18,14 @@ CERTAIN = 1e-9
 """How far from 1 the propensity of the only legal action may lie."""
 
 
-def mark_decisions(table: pa.Table, plan: Plan) -> Marks:
+def mark_decisions(table: pa.Table, user: Ints, plan: Plan) -> Marks:
     """The reason of each decision, in this order: times (see marks.mark_times), duplicates, unknown_action,
     unknown_legal_action, illegal_action, propensity_out_of_range, forced_propensity, missing_feature:NAME (only where
     more than one action is legal), missing_reward:NAME.
     """
     marks = Marks(table.num_rows)
     mark_times(marks, table, plan, "decision_id", "decided_at")
-    mark_duplicates(marks, table)
+    mark_duplicates(marks, table, user, plan)
     action = actions(table, plan)
     legal, unknown = logged_legal(table, plan)
     marks.add("unknown_action", action < 0)

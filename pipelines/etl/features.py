@@ -25,6 +25,8 @@ from typing import Any, Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from models.errors import InputError
@@ -33,6 +35,8 @@ HOUR = 3_600_000_000
 DAY = 24 * HOUR
 SESSION_GAP = HOUR // 2
 QUARTER = HOUR // 4
+DENSE = 4096
+"""Quarters of an hour that are looked up without asking which of them occur."""
 
 KINDS = ("delivered", "click", "dismiss", "disable", "enable", "session_start", "page_view", "account_closed")
 DELIVERED, CLICK, DISMISS, DISABLE, ENABLE, SESSION_START, PAGE_VIEW, ACCOUNT_CLOSED = range(len(KINDS))
@@ -92,6 +96,13 @@ class Sends:
     at: Ints
     logged: Ints
 
+    def ordered(self) -> "Sends":
+        """By user and time."""
+        if _is_ordered(self.user, self.at):
+            return self
+        order = np.lexsort((self.at, self.user))
+        return Sends(self.user[order], self.at[order], self.logged[order])
+
 
 @dataclass(frozen=True)
 class Happenings:
@@ -108,6 +119,19 @@ class Happenings:
     def where(self, rows: NDArray[Any]) -> "Happenings":
         """Those events alone."""
         return Happenings(self.user[rows], self.at[rows], self.logged[rows], self.kind[rows], self.decision[rows])
+
+    def of(self, *kinds: int) -> "Happenings":
+        """Those of some kinds."""
+        return self.where(np.flatnonzero(np.isin(self.kind, kinds)))
+
+    def ordered(self) -> "Happenings":
+        """By user and time."""
+        return self if _is_ordered(self.user, self.at) else self.where(np.lexsort((self.at, self.user)))
+
+
+def _is_ordered(user: Ints, at: Ints) -> bool:
+    after, before = slice(1, None), slice(None, -1)
+    return bool(np.all((user[after] > user[before]) | ((user[after] == user[before]) & (at[after] >= at[before]))))
 
 
 @dataclass(frozen=True)
@@ -129,40 +153,74 @@ class People:
         return self.valid_from + 1 if self.logged is None else np.maximum(self.valid_from + 1, self.logged)
 
 
-class Windows:
-    """Counts and last rows as of every probe, by sorting what starts and ends to be visible among the probes' times.
+@dataclass(frozen=True)
+class Keys:
+    """A user and a moment as one int64, in the order of (user, time): user * width + the time since `first`.
 
-    Times are replaced by their rank among the probes' times, so that (user, time) fits one int64 whatever the span.
+    Moments outside [first, last] are moved to just outside it, so that they neither reach into another user nor
+    change how they compare with the moments inside.
     """
 
-    def __init__(self, user: Ints, at: Ints) -> None:
-        self.user = user
-        self.times, rank = np.unique(at, return_inverse=True)
-        self.width = len(self.times) + 1
-        self.key = user * self.width + rank
+    first: int
+    last: int
 
-    def count(self, user: Ints, first: Ints, last: Ints) -> Ints:
-        """[N] how many rows of the probe's user have first <= t <= last; O((M + N) log M)."""
-        shown = first <= last
-        user, first, last = user[shown], first[shown], last[shown]
-        start = np.sort(user * self.width + np.searchsorted(self.times, first, "left"))
-        end = np.sort(user * self.width + np.searchsorted(self.times, last, "right"))
-        # Rows of earlier users have both started and ended, so they cancel.
-        return np.searchsorted(start, self.key, "right") - np.searchsorted(end, self.key, "right")
+    @property
+    def width(self) -> int:
+        return self.last - self.first + 3
 
-    def latest(self, user: Ints, visible: Ints, *order: NDArray[Any]) -> Ints:
-        """[N] the row, visible from `visible` on, that is greatest in (order[0], order[1], ...); -1 without one."""
-        if not len(user):
-            return np.full(len(self.user), -1, np.int64)
-        row_at = np.lexsort(tuple(reversed(order)))
-        position = np.empty(len(user), np.int64)
-        position[row_at] = np.arange(len(user))
-        key = user * self.width + np.searchsorted(self.times, visible, "left")
-        walk = np.argsort(key, kind="stable")
-        best = np.maximum.accumulate(user[walk] * len(user) + position[walk])
-        upto = np.searchsorted(key[walk], self.key, "right") - 1
-        row = row_at[best[upto] % len(user)]
-        return np.where((upto >= 0) & (user[walk][upto] == self.user), row, -1)
+    @classmethod
+    def over(cls, users: int, *times: Ints) -> "Keys":
+        """Keys for `users` codes and the given moments.
+
+        Raises OverflowError where they do not fit 63 bits: about 2 million users over a year, 40,000 over fifty.
+        """
+        full = [each for each in times if len(each)]
+        keys = cls(min((int(t.min()) for t in full), default=0), max((int(t.max()) for t in full), default=0))
+        if users * keys.width >= 1 << 63:
+            raise OverflowError(f"{users} users over {keys.width / DAY:.0f} days do not fit one key")
+        return keys
+
+    def __call__(self, user: Ints, at: Ints) -> Ints:
+        """[N] keys."""
+        return user * self.width + (np.clip(at, self.first - 1, self.last + 1) - (self.first - 1))
+
+
+class Seeing:
+    """N probes and their keys."""
+
+    def __init__(self, keys: Keys, probes: Probes) -> None:
+        self.keys, self.user, self.key = keys, probes.user, keys(probes.user, probes.at)
+
+
+class Seen:
+    """What N probes had seen of M rows, which are given by user and time: a row is seen from `visible` [M] on."""
+
+    def __init__(self, probe: Seeing, user: Ints, visible: Ints) -> None:
+        self.probe, self.user = probe, user
+        self.start = probe.keys(user, visible)
+        in_order = bool(np.all(self.start[1:] >= self.start[:-1]))
+        self.order = None if in_order else np.argsort(self.start)
+        begun = self.start if self.order is None else self.start[self.order]
+        # Rows of earlier users count too, and so do their ends below: they cancel.
+        self.begun = np.searchsorted(begun, probe.key, "right")
+
+    def count(self, last: Ints) -> Ints:
+        """[N] rows with visible <= t <= `last` [M]."""
+        return self.until(self.probe.keys(self.user, last))
+
+    def until(self, end: Ints) -> Ints:
+        """[N] rows begun at the probe whose key `end` [M] is not behind it."""
+        # What came to be known only after it had gone begins and ends at once.
+        ended = np.sort(np.maximum(end, self.start - 1))
+        return self.begun - np.searchsorted(ended, self.probe.key, "left")
+
+    def latest(self) -> Ints:
+        """[N] the last given of the rows of its user that the probe had seen, -1 without one."""
+        if not len(self.user):
+            return np.full(len(self.probe.key), -1, np.int64)
+        row = np.arange(len(self.user)) if self.order is None else np.maximum.accumulate(self.order)
+        last = row[np.maximum(self.begun - 1, 0)]
+        return np.where((self.begun > 0) & (self.user[last] == self.probe.user), last, -1)
 
 
 def visits(events: Happenings, session_gap: int = SESSION_GAP) -> Happenings:
@@ -171,22 +229,38 @@ def visits(events: Happenings, session_gap: int = SESSION_GAP) -> Happenings:
 
     Whether a page view starts a session is settled the moment it is logged, so the past never changes.
     """
-    rows = np.flatnonzero((events.kind == SESSION_START) | (events.kind == PAGE_VIEW))
+    shown = events.of(SESSION_START, PAGE_VIEW).ordered()
     # At one instant: first logged first, and a session start before the page views that it explains.
-    order = np.lexsort((events.kind[rows], events.logged[rows], events.at[rows], events.user[rows]))
-    shown = events.where(rows[order])
+    tied = (shown.user[1:] == shown.user[:-1]) & (shown.at[1:] == shown.at[:-1])
+    if tied.any():
+        shown = shown.where(np.lexsort((shown.kind, shown.logged, shown.at, shown.user)))
     starts = shown.kind == SESSION_START
-    undecided = np.flatnonzero(~starts)
-    back = 1
-    while len(undecided):
-        before = undecided - back
-        near = before >= 0
-        near &= shown.user[before] == shown.user[undecided]
-        near &= shown.at[before] >= shown.at[undecided] - session_gap
-        starts[undecided[~near]] = True
-        undecided = undecided[near & (shown.logged[before] > shown.logged[undecided])]
-        back += 1
-    return shown.where(starts)
+    if len(starts) < 2:
+        return shown
+    apart = np.where(shown.user[1:] == shown.user[:-1], np.minimum(np.diff(shown.at), session_gap + 1), session_gap + 1)
+    near = np.append(False, apart <= session_gap)
+    explained = near & np.append(False, shown.logged[:-1] <= shown.logged[1:])
+    starts |= ~near
+    # Only where the row just before was logged later does anything further back matter.
+    undecided = np.flatnonzero(~starts & ~explained)
+    if len(undecided):
+        # Time with every longer pause cut short: nothing before a pause is within the gap, and no user in another's.
+        clock = np.append(0, np.cumsum(apart))
+        first = np.searchsorted(clock, clock[undecided] - session_gap)
+        starts[undecided] = _least(shown.logged, first, undecided) > shown.logged[undecided]
+    return shown.where(np.flatnonzero(starts))
+
+
+def _least(values: Ints, first: Ints, last: Ints) -> Ints:
+    """[Q] the least of values[first:last], every range of one row or more; by minima over powers of two, O(M log M)."""
+    found = np.empty(len(first), np.int64)
+    level = np.frexp((last - first).astype(np.float64))[1] - 1
+    table = values
+    for power in range(int(level.max()) + 1):
+        rows = np.flatnonzero(level == power)
+        found[rows] = np.minimum(table[first[rows]], table[last[rows] - (1 << power)])
+        table = np.minimum(table[: -(1 << power)], table[1 << power :]) if len(table) > 1 << power else table
+    return found
 
 
 def local_clock(at: Ints, time_zone: NDArray[Any]) -> tuple[Floats, Ints]:
@@ -195,13 +269,19 @@ def local_clock(at: Ints, time_zone: NDArray[Any]) -> tuple[Floats, Ints]:
     Raises InputError naming a zone that does not exist. Offsets are looked up once per quarter of an hour: no zone
     has changed its clock at any other minute since 1972.
     """
-    names = np.array(["UTC" if zone is None else str(zone) for zone in time_zone], dtype=object)
-    zones, zone = np.unique(names.astype(str), return_inverse=True)
+    zones = pc.fill_null(pa.array(time_zone, pa.string()), "UTC").dictionary_encode()
+    zone = zones.indices.to_numpy(zero_copy_only=False)
     local = at.copy()
-    for index, name in enumerate(zones):
+    for index, name in enumerate(zones.dictionary.to_pylist()):
         rows = np.flatnonzero(zone == index)
-        quarter, which = np.unique(at[rows] // QUARTER, return_inverse=True)
-        local[rows] += _offsets(str(name), quarter)[which]
+        quarter = at[rows] // QUARTER
+        # Every quarter between the first and the last: cheaper than sorting which of them occur, where they lie dense.
+        first, last = int(quarter.min()), int(quarter.max())
+        if last - first > 4 * len(rows) + DENSE:
+            there, which = np.unique(quarter, return_inverse=True)
+        else:
+            there, which = np.arange(first, last + 1), quarter - first
+        local[rows] += _offsets(name, there)[which]
     # 1970-01-01 was a Thursday.
     return (local % DAY) / HOUR, (local // DAY + 3) % 7
 
@@ -228,27 +308,34 @@ def known(
 ) -> dict[str, NDArray[Any]]:
     """Every built-in feature, `local_hour` and `attribute:NAME`, each [N] in the order of the probes; see above.
 
-    Raises InputError for an unknown time zone.
+    Raises InputError for an unknown time zone, OverflowError where users and times do not fit one key (see Keys).
     """
-    windows = Windows(probes.user, probes.at)
-    seen = visits(events, session_gap_us)
-    clicks = events.where(events.kind == CLICK)
-    out: dict[str, NDArray[Any]] = {"notifications_on": _consent(windows, events)}
+    sends, events = sends.ordered(), events.ordered()
+    rows: dict[str, Any] = {"sends": sends, "clicks": events.of(CLICK), "visits": visits(events, session_gap_us)}
+    codes = (probes.user, sends.user, events.user, people.user)
+    users = 1 + max((int(each.max()) for each in codes if len(each)), default=0)
+    # What lies further back than the lookback matters to consent and attributes alone, and they need no distance.
+    probe = Seeing(Keys.over(users, probes.at, probes.at - lookback_us), probes)
+    seen = {name: Seen(probe, each.user, _visible(each)) for name, each in rows.items()}
+    out: dict[str, NDArray[Any]] = {"notifications_on": _consent(probe, events)}
     for hours, label in ((24, "24h"), (168, "7d")):
         width = min(hours * HOUR, lookback_us)
-        for name, rows in (("sends", sends), ("clicks", clicks), ("visits", seen)):
-            out[f"{name}_{label}"] = _within(windows, rows, width).astype(np.float64)
-    for name, rows in (("send", sends), ("visit", seen)):
-        out[f"hours_since_{name}"], out[f"{name}_never"] = _recency(windows, probes.at, rows, lookback_us)
-    out["badge"] = _badge(windows, sends, seen, lookback_us).astype(np.float64)
-    clicked, sent = (_within(windows, rows, lookback_us) for rows in (clicks, sends))
+        out |= {f"{name}_{label}": seen[name].count(rows[name].at + width).astype(np.float64) for name in rows}
+    for name, which in (("send", "sends"), ("visit", "visits")):
+        last = seen[which].latest()
+        then = _take(rows[which].at, last)
+        never = (last < 0) | (then < probes.at - lookback_us)
+        out[f"hours_since_{name}"] = np.where(never, lookback_us, probes.at - then) / HOUR
+        out[f"{name}_never"] = never.astype(np.float64)
+    out["badge"] = _badge(seen["sends"], sends, rows["visits"], lookback_us).astype(np.float64)
+    clicked, sent = (seen[name].count(rows[name].at + lookback_us) for name in ("clicks", "sends"))
     out["click_rate_28d"] = (clicked + click_prior[0]) / (sent + click_prior[1])
-    row = windows.latest(people.user, people.visible, people.valid_from, np.arange(len(people.user)))
-    out["local_hour"], weekday = local_clock(probes.at, _as_of(people.time_zone, row))
+    person = _person(probe, people)
+    out["local_hour"], weekday = local_clock(probes.at, _as_of(people.time_zone, person))
     for name, turn in (("hour", out["local_hour"] / 24), ("weekday", weekday / 7)):
         out[f"{name}_sin"], out[f"{name}_cos"] = np.sin(2 * np.pi * turn), np.cos(2 * np.pi * turn)
     out["candidate_missing"] = _any_missing(probes)
-    out.update({f"attribute:{name}": _as_of(column, row) for name, column in people.attributes.items()})
+    out.update({f"attribute:{name}": _as_of(column, person) for name, column in people.attributes.items()})
     return out
 
 
@@ -275,44 +362,33 @@ def _visible(rows: Sends | Happenings) -> Ints:
     return np.maximum(rows.at + 1, rows.logged)
 
 
-def _within(windows: Windows, rows: Sends | Happenings, width: int) -> Ints:
-    return windows.count(rows.user, _visible(rows), rows.at + width)
-
-
-def _recency(windows: Windows, at: Ints, rows: Sends | Happenings, lookback: int) -> tuple[Floats, Floats]:
-    """Hours since the last visible row, capped at the lookback, and whether there was none within it."""
-    row = windows.latest(rows.user, _visible(rows), rows.at)
-    last = _take(rows.at, row)
-    never = (row < 0) | (last < at - lookback)
-    return np.where(never, lookback, at - last) / HOUR, never.astype(np.float64)
-
-
-def _badge(windows: Windows, sends: Sends, seen: Happenings, lookback: int) -> Ints:
+def _badge(sent: Seen, sends: Sends, visits: Happenings, lookback: int) -> Ints:
     """A send stays unseen until a visit at or after it is known: the earliest such moment, by a minimum from behind."""
-    order = np.lexsort((seen.at, seen.user))
-    user, at, visible = seen.user[order], seen.at[order], _visible(seen)[order]
-    times = np.unique(np.concatenate([at, sends.at]))
-    width = len(times)
-    key = user * width + np.searchsorted(times, at)
-    after = np.searchsorted(key, sends.user * width + np.searchsorted(times, sends.at), "left")
-    if not len(user):
-        return _within(windows, sends, lookback)
-    moments, rank = np.unique(visible, return_inverse=True)
-    span = len(moments)
-    # From behind, a user's own keys are smaller than those of all users after it, so theirs never shine through.
-    earliest = np.minimum.accumulate((user * span + rank)[::-1])[::-1]
-    inside = np.minimum(after, len(user) - 1)
-    has = (after < len(user)) & (user[inside] == sends.user)
-    reset = np.where(has, moments[earliest[inside] % span] - 1, np.iinfo(np.int64).max)
-    return windows.count(sends.user, _visible(sends), np.minimum(sends.at + lookback, reset))
+    keys = sent.probe.keys
+    end = keys(sends.user, sends.at + lookback)
+    if len(visits.user):
+        after = np.searchsorted(keys(visits.user, visits.at), keys(sends.user, sends.at), "left")
+        # From behind, a user's own keys are smaller than those of all users after it, so theirs never shine through.
+        known = np.minimum.accumulate(keys(visits.user, _visible(visits))[::-1])[::-1]
+        inside = np.minimum(after, len(known) - 1)
+        has = (after < len(known)) & (visits.user[inside] == sends.user)
+        end = np.where(has, np.minimum(end, known[inside] - 1), end)
+    return sent.until(end)
 
 
-def _consent(windows: Windows, events: Happenings) -> Floats:
+def _consent(probe: Seeing, events: Happenings) -> Floats:
     """Of changes at one instant, switching off wins."""
-    changes = events.where((events.kind == DISABLE) | (events.kind == ENABLE))
-    off = changes.kind == DISABLE
-    row = windows.latest(changes.user, _visible(changes), changes.at, off)
-    return np.where(row < 0, 1.0, 1.0 - _take(off, row))
+    changes = events.of(DISABLE, ENABLE)
+    changes = changes.where(np.lexsort((changes.kind == DISABLE, changes.at, changes.user)))
+    row = Seen(probe, changes.user, _visible(changes)).latest()
+    return np.where(row < 0, 1.0, 1.0 - _take(changes.kind == DISABLE, row))
+
+
+def _person(probe: Seeing, people: People) -> Ints:
+    """[N] the row of `users` that held at each probe, -1 without one."""
+    order = np.lexsort((people.valid_from, people.user))
+    row = Seen(probe, people.user[order], people.visible[order]).latest()
+    return np.where(row < 0, -1, _take(order, row))
 
 
 def _take(column: NDArray[Any], row: Ints) -> NDArray[Any]:
@@ -335,9 +411,9 @@ def _any_missing(probes: Probes) -> Floats:
 def is_missing(column: NDArray[Any]) -> NDArray[np.bool_]:
     """[N] None in text; NaN, infinite or beyond float32 in numbers."""
     if column.dtype == object:
-        return np.array([value is None for value in column], dtype=bool)
+        return np.asarray(pa.array(column, pa.string()).is_null().to_numpy(zero_copy_only=False), dtype=bool)
     return np.asarray(~(np.abs(column.astype(np.float64)) <= _LARGEST), dtype=bool)
 
 
 def _is(column: NDArray[Any], value: str) -> Floats:
-    return np.where(is_missing(column), np.nan, np.array([found == value for found in column], dtype=np.float64))
+    return np.where(is_missing(column), np.nan, np.equal(column, value).astype(np.float64))

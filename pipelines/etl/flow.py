@@ -1,31 +1,61 @@
-"""From the raw log to the transitions table, in one pass: read, tag, shuffle by user bucket, mark, cut, commit."""
+"""From the raw log to the transitions table: read, shuffle by user bucket, one kernel, one commit.
+
+    raw rows -- to_blocks --> blocks -- shuffle by bucket --> run_buckets --> files and counts -- driver --> commit
+
+No row comes to the driver. What a run over some arrival days reads and makes anew is in `window.py`.
+"""
 
 import json
-from collections.abc import Callable, Iterator
+import logging
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
-from typing import Any, TypeVar
-from zoneinfo import ZoneInfo
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import reduce
 
 import pyarrow as pa
 from deltalake import DeltaTable
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame, Row, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from models.errors import InputError, TactfulError
 from pipelines.config import Config
 from pipelines.etl import quality, store
-from pipelines.etl.features import DAY, HOUR, StateFeatures
-from pipelines.etl.marks import EXACT_DUPLICATE, REMEDIES, Plan
-from pipelines.etl.raw import marked_schema, read_all, tagged
-from pipelines.etl.schemas import DECISIONS, EVENTS, NAMES, USERS, outcome_names, transition_schema, transitions_layout
-from pipelines.etl.transitions import mark, transitions
+from pipelines.etl.arrivals import EPOCH, Arrivals, read_arrivals
+from pipelines.etl.blocks import SCHEMA, block, to_blocks
+from pipelines.etl.buckets import (
+    CONSENT,
+    EXPECTED,
+    FORGOTTEN,
+    PARTIAL,
+    QUARANTINE,
+    RESULT,
+    TRANSITIONS,
+    Job,
+    run_buckets,
+)
+from pipelines.etl.counts import Report, conserve, count
+from pipelines.etl.features import DAY
+from pipelines.etl.plans import as_of, max_lateness, text_of
+from pipelines.etl.profile import merge
+from pipelines.etl.progress import watched
+from pipelines.etl.schemas import (
+    DECISIONS,
+    EVENTS,
+    NAMES,
+    USERS,
+    Layout,
+    consent_layout,
+    quarantine_layout,
+    transitions_layout,
+)
+from pipelines.etl.sources import Days, Source, open_sources
+from pipelines.etl.store import Staged
+from pipelines.etl.window import FACTS, Window, open_window
 
-Job = TypeVar("Job")
-Report = dict[str, Any]
+logger = logging.getLogger("tactful.etl")
 
 RAW_FAILURES = (
     "CAST_",
@@ -54,300 +84,199 @@ def explained() -> Iterator[None]:
         raise
 
 
-def run_etl(spark: SparkSession, config: Config, rebuild: bool = False) -> Report:
-    """Make the transitions table of a configuration; returns what was read, kept, quarantined and made.
+def run_etl(spark: SparkSession, config: Config, rebuild: bool = False, days: Days | None = None) -> Report:
+    """Make the transitions of a log, all or those that what arrived on `days` can have changed; returns the report.
 
-    Writes run_dir/transitions (Delta), run_dir/quality, and run_dir/quarantine/{decisions,events,users} (Parquet, for
-    the datasets that there are).
+    `days` are the first and last arrival day, in days since the epoch. Writes run_dir/transitions, run_dir/consent and
+    run_dir/quarantine/{decisions,events,users} (Delta tables), and run_dir/quality.
     Raises InputError (input, configuration, a table of another configuration), QualityError (a critical expectation,
     quarantined shares, propensities), TransientError (another writer was faster), TactfulError where the conservation
     law is broken.
     """
     store.check_hash(config.transitions_path, config.etl_hash(), rebuild)
     with explained():
-        return _run(spark, config)
+        return _run(spark, config, rebuild, days)
 
 
-def _run(spark: SparkSession, config: Config) -> Report:
-    base = store.opened(config.transitions_path)
-    frames = read_all(spark, config)
-    days = arrival_days(frames, config)
-    plan = plan_of(config, days)
-    for code in (DECISIONS, EVENTS):
-        if code in days:
-            _check_days(config, NAMES[code], days[code])
-    check_zones(frames)
-    union = tagged(frames, config)
-    partitions = min(config.etl.buckets, config.spark.shuffle_partitions)
-    marked = (
-        union.repartition(partitions, "bucket").mapInArrow(over_partition(mark, plan), marked_schema(union)).persist()
+def _run(spark: SparkSession, config: Config, rebuild: bool, days: Days | None) -> Report:
+    clock, bases, codes = _Clock(), _bases(config), range(USERS + 1)
+    with clock("read_days"):
+        arrived_in = open_sources(spark, config, codes, days)
+        arrivals = read_arrivals(spark, arrived_in, as_of(config), max_lateness(config), days)
+        window = open_window(config, arrivals, days, None if rebuild else bases[TRANSITIONS], bases[CONSENT])
+        sources = arrived_in if window.days == days else open_sources(spark, config, codes, window.days)
+        if window.resume is None and window.days != days:
+            arrivals = read_arrivals(spark, sources, window.plan.as_of, window.plan.max_lateness, window.days)
+    notices = [notice for source in sources for notice in source.notices] + _misplaced(arrivals)
+    for notice in notices:
+        logger.warning(notice)
+    job = Job(
+        plan=window.plan,
+        schemas={source.code: source.schema for source in sources},
+        root=config.run_dir.resolve(),
+        run=store.new_run(),
+        resume=window.resume,
+        forgotten=frozenset(),
     )
+    run = Run(config, window, job, bases, clock)
     try:
-        return _transitions(config, plan, marked, days, base)
+        with clock("kernels"):
+            made = _collect(spark, sources, job, window)
+        return {**_finish(run, arrivals, made), "notices": notices}
     finally:
-        marked.unpersist()
+        # What was committed is named by the Delta log and stays; of a run that failed nothing does.
+        for name in set(bases) - clock.committed:
+            store.discard(config.run_dir / name, job.run)
 
 
-def _transitions(
-    config: Config, plan: Plan, marked: DataFrame, days: dict[int, list[Row]], base: DeltaTable | None
-) -> Report:
-    contract, folder = config.contract, config.run_dir / "quality"
-    rows = _count(marked, plan, days)
-    _quarantine(marked, config, list(days))
-    raw = {code: marked.where(F.col("dataset") == code) for code in days}
-    checks: list[Report] = [quality.check(raw[DECISIONS], "decisions", quality.decisions_suite(contract), folder)]
-    if EVENTS in days:
-        checks.append(quality.check(raw[EVENTS], "events", quality.events_suite(), folder))
-    for code in (DECISIONS, EVENTS):
-        if code in days:
-            quality.check_quarantined(NAMES[code], rows[NAMES[code]], config.etl.max_quarantined)
-    propensities = quality.check_propensities(raw[DECISIONS].where("reason is null"), contract)
-
-    kernel = over_partition(transitions, plan)
-    made = marked.mapInArrow(kernel, from_arrow_schema(transition_schema(contract))).persist()
-    try:
-        checks.append(quality.check(made, "transitions", quality.transitions_suite(contract), folder))
-        rows["transitions"] = _count_transitions(made)
-        _conserve(rows, marked, plan)
-        fingerprint = store.fingerprint(made)
-        layout = transitions_layout(contract)
-        staged = store.stage(made, config.transitions_path, layout)
-    finally:
-        made.unpersist()
-    facts = {store.ETL_HASH: config.etl_hash(), "fingerprint": fingerprint}
-    report: Report = {
+def _finish(run: "Run", arrivals: Arrivals, made: "Made") -> Report:
+    """Count, judge and commit; the transitions last, since they are what makes a run done."""
+    config, window, clock, plan = run.config, run.window, run.clock, run.window.plan
+    rows = count(made.partials, arrivals, made.forgotten)
+    conserve(rows, made.expected)
+    with clock("quarantine"):
+        for code in run.job.schemas:
+            run.commit(QUARANTINE + NAMES[code], made)
+    folder = config.run_dir / "quality"
+    with clock("quality"):
+        for code in (DECISIONS, EVENTS):
+            if code in arrivals:
+                quality.check_quarantined(NAMES[code], rows[NAMES[code]], config.etl.max_quarantined)
+        span = quality.Clock(plan.log_start, plan.watermark, plan.warmup, plan.max_lateness, plan.max_gap)
+        datasets = [NAMES[code] for code in run.job.schemas] + [TRANSITIONS]
+        checked = quality.check_profiles(
+            made.partials, span, config.contract, config.quality, folder, datasets, replace=window.resume is None
+        )
+        propensities = quality.propensity_sums(made.partials)
+    with clock("commit"):
+        run.commit(CONSENT, made)
+        held = sum(each.rows for each in made.staged.get(TRANSITIONS, []))
+        if held != rows[TRANSITIONS]["rows"]:
+            raise TactfulError(f"{TRANSITIONS}: {held} rows in its files, {rows[TRANSITIONS]['rows']} were made.")
+        logger.info("transitions: about to commit %d rows", held)
+        version = run.commit(TRANSITIONS, made, {store.ETL_HASH: config.etl_hash(), FACTS: window.facts.as_text()})
+        logger.info("transitions: version %d committed", version)
+        fingerprint = store.fingerprint(DeltaTable(config.transitions_path))
+    (folder / "rows.json").write_text(json.dumps(rows, indent=1))
+    return {
         "rows": rows,
-        "watermark": _text(plan.watermark),
-        "as_of": _text(plan.as_of),
-        "log_start": _text(plan.log_start),
-        "version": store.commit(config.transitions_path, staged, layout, facts, rows["transitions"]["rows"], base),
+        "watermark": text_of(plan.watermark),
+        "as_of": text_of(plan.as_of),
+        "log_start": text_of(plan.log_start),
+        "days": [str(EPOCH + timedelta(days=day)) for day in (window.facts.first_day, window.facts.last_day)],
+        "rewritten_from": None if window.resume is None else text_of(window.resume.since)[:10],
+        "version": version,
         "fingerprint": fingerprint,
         "propensities": propensities,
-        "quality": checks,
+        "quality": checked["suites"],
+        "seconds": {**clock.seconds, "quality_suites": checked["seconds"]},
     }
-    (folder / "rows.json").write_text(json.dumps(rows, indent=1))
-    return report
 
 
-def over_partition(
-    kernel: Callable[[pa.Table, Job], pa.Table], plan: Job
-) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """The kernel over all batches of a Spark partition at once: it holds whole users."""
+@dataclass(frozen=True)
+class Run:
+    """One run of the ETL, and the tables as they stood when it began."""
 
-    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        found = list(batches)
-        if found:
-            yield from kernel(pa.Table.from_batches(found), plan).to_batches(max_chunksize=65536)
+    config: Config
+    window: Window
+    job: Job
+    bases: Mapping[str, DeltaTable | None]
+    clock: "_Clock"
 
-    return run
+    def commit(self, name: str, made: "Made", facts: Mapping[str, str] | None = None) -> int:
+        """Swap in what was made of one table: what the window makes anew, and nothing else."""
+        base, resume, replace = self.bases[name], self.window.resume, None
+        if resume is not None and base is not None and name != CONSENT:
+            first = resume.since // DAY if name == TRANSITIONS else resume.first_day
+            text = str(EPOCH + timedelta(days=first))
+            # "unknown" is later than every date: rows without any time are read anew by every run.
+            replace = {"ds": sorted({values["ds"] for _, values in store.files(base) if values["ds"] >= text})}
+        staged = made.staged.get(name, [])
+        version = store.commit(self.config.run_dir / name, staged, self._layout(name), facts or {}, base, replace)
+        self.clock.committed.add(name)
+        return version
 
-
-def arrival_days(frames: dict[int, DataFrame], config: Config) -> dict[int, list[Row]]:
-    """What arrived per day and dataset, see `_days`."""
-    return {code: _days(frame, code, config) for code, frame in frames.items()}
-
-
-def _days(frame: DataFrame, code: int, config: Config) -> list[Row]:
-    """Per arrival day: rows; and of those in order, not late and not ahead: how many, latest logged, earliest time."""
-    lag = F.col("logged") - F.col("at")
-    limit = round(config.etl.max_lateness_days * DAY)
-    good = F.col("user_id").isNotNull() & (lag >= 0) & (F.col("logged") <= _as_of(config))
-    if code != USERS:
-        good &= lag <= limit
-    return list(
-        frame.groupBy("ds")
-        .agg(
-            F.count("*").alias("rows"),
-            F.count_if(good).alias("good"),
-            F.max(F.when(good, F.col("logged"))).alias("logged"),
-            F.min(F.when(good, F.col("at"))).alias("first"),
-        )
-        .collect()
-    )
+    def _layout(self, name: str) -> Layout:
+        if name == TRANSITIONS:
+            return transitions_layout(self.config.contract)
+        if name == CONSENT:
+            return consent_layout()
+        return quarantine_layout(self.job.schemas[NAMES.index(name.removeprefix(QUARANTINE))])
 
 
-def plan_of(config: Config, days: dict[int, list[Row]]) -> Plan:
-    """The plan with its watermark and the start of the log; raises InputError where nothing can be read from it."""
-    data, etl, features = config.data, config.etl, config.features
-    for code in (DECISIONS, EVENTS):
-        if code in days and not any(day["rows"] for day in days[code]):
-            raise InputError(f"data.{NAMES[code]}: no rows; check its path and that the log was delivered.")
-    seen = {code: [day for day in days[code] if day["good"]] for code in (DECISIONS, EVENTS) if code in days}
-    for code, good in seen.items():
-        if not good:
-            raise InputError(
-                f"data.{NAMES[code]}: none of its {sum(day['rows'] for day in days[code])} rows has a user, a time and "
-                "a logged_at in order before etl.as_of; check the mapping of its time columns."
-            )
-    watermark = min(max(day["logged"] for day in good) for good in seen.values())
-    gap = config.constraints.min_gap_hours
-    if gap is not None and gap > etl.lookback_days * 24:
-        raise InputError(f"constraints.min_gap_hours is {gap}, longer than etl.lookback_days; nothing older is known.")
-    return Plan(
-        contract=config.contract,
-        outcomes=outcome_names(config.rewards),
-        features=StateFeatures(
-            features.state,
-            features.context,
-            features.context_categories,
-            features.attributes,
-            features.attribute_categories,
-            features.click_prior,
-        ),
-        constraints=config.constraints,
-        has_events=data.events is not None,
-        as_of=_as_of(config),
-        watermark=_moment(etl.watermark, "etl.watermark") if etl.watermark else watermark,
-        log_start=min(day["first"] for good in seen.values() for day in good),
-        lookback=round(etl.lookback_days * DAY),
-        warmup=round(etl.warmup_days * DAY),
-        max_lateness=round(etl.max_lateness_days * DAY),
-        max_gap=round(etl.max_gap_days * DAY),
-        click_window=round(etl.click_window_hours * HOUR),
-        session_gap=round(etl.session_gap_minutes * HOUR / 60),
-    )
+class _Clock:
+    """Seconds of each phase, and which tables were committed."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.committed: set[str] = set()
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] = round(time.perf_counter() - started, 3)
 
 
-def _as_of(config: Config) -> int:
-    return _moment(config.etl.as_of, "etl.as_of") if config.etl.as_of else _micros(datetime.now(UTC))
+def _bases(config: Config) -> dict[str, DeltaTable | None]:
+    """Every table as it stands now: who began before another's commit does not undo it."""
+    names = [TRANSITIONS, CONSENT, *(QUARANTINE + name for name in NAMES[: USERS + 1])]
+    return {name: store.opened(config.run_dir / name) for name in names}
 
 
-def _moment(text: str, key: str) -> int:
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise InputError(f"{key} is {text!r}; give a UTC time such as 2026-01-31T00:00:00.") from None
-    return _micros(found if found.tzinfo else found.replace(tzinfo=UTC))
-
-
-def _micros(moment: datetime) -> int:
-    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-
-
-def _text(moment: int) -> str:
-    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=moment)).isoformat()
-
-
-def _check_days(config: Config, name: str, days: list[Row]) -> None:
-    """Raise InputError for an arrival day without rows between the first and the last, unless it is known."""
-    there = sorted(date.fromisoformat(day["ds"]) for day in days if day["good"])
-    known = set(config.etl.known_gaps)
-    span = (there[0] + timedelta(days=n) for n in range((there[-1] - there[0]).days))
-    missing = [str(day) for day in span if day not in there and day not in known]
-    if missing:
-        listed = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
-        raise InputError(
-            f"data.{name}: no row arrived on {listed}, between {there[0]} and {there[-1]}; deliver the missing "
-            "days, or list them in etl.known_gaps if nothing happened then."
-        )
-
-
-def check_zones(frames: dict[int, DataFrame]) -> None:
-    """Raise InputError for a time zone that does not exist."""
-    if USERS not in frames:
-        return
-    for row in frames[USERS].select("time_zone").where("time_zone is not null").distinct().collect():
-        try:
-            ZoneInfo(row["time_zone"])
-        except (KeyError, ValueError, OSError):
-            raise InputError(
-                f"data.users: time_zone {row['time_zone']!r} does not exist; give IANA names such as Europe/Berlin, or "
-                "null for UTC."
-            ) from None
-
-
-def _count(marked: DataFrame, plan: Plan, days: dict[int, list[Row]]) -> Report:
-    """Per dataset: read, kept, exact duplicates, quarantined by reason, mature and immature, and each per day."""
-    mature = F.coalesce(F.col("at") < plan.watermark, F.lit(False))
-    groups = marked.groupBy("dataset", "ds", "reason", mature.alias("mature")).count().collect()
-    out: Report = {}
-    for code, arrived in days.items():
-        total = _Tally()
-        by_day = {day["ds"]: _Tally(read=day["rows"]) for day in arrived}
-        total.read = sum(day["rows"] for day in arrived)
-        for group in groups:
-            if group["dataset"] == code:
-                for tally in (total, by_day.setdefault(group["ds"], _Tally())):
-                    tally.add(group["reason"], group["mature"], group["count"])
-        for day, tally in sorted(by_day.items()):
-            tally.check(NAMES[code], day)
-        out[NAMES[code]] = {**total.show(), "by_day": {day: tally.show() for day, tally in sorted(by_day.items())}}
-    return out
+def _misplaced(arrivals: Arrivals) -> list[str]:
+    counts = {NAMES[code]: sum(day.misplaced for day in days) for code, days in arrivals.items()}
+    return [
+        f"data.{name}: {rows} rows lie in the folder of another day than that of their logged_at; they count as "
+        "arrived on the day of the folder."
+        for name, rows in counts.items()
+        if rows
+    ]
 
 
 @dataclass
-class _Tally:
-    """Counts of one arrival day, or of all: `read` was counted in the raw dataset, the rest after marking."""
+class Made:
+    """What the buckets sent back."""
 
-    read: int = 0
-    kept: int = 0
-    exact: int = 0
-    mature: int = 0
+    staged: dict[str, list[Staged]] = field(default_factory=dict)
+    """By table."""
+    partials: pa.Table = None
+    expected: tuple[int, int] = (0, 0)
+    """Usable and unusable decisions that must be rows."""
+    forgotten: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Rows left out, by dataset and arrival day."""
 
-    def __post_init__(self) -> None:
-        self.reasons: dict[str, int] = {}
 
-    def add(self, reason: str | None, mature: bool, count: int) -> None:
-        if reason is None:
-            self.kept += count
-            self.mature += count if mature else 0
-        elif reason == EXACT_DUPLICATE:
-            self.exact += count
+def shuffled(spark: SparkSession, sources: list[Source], buckets: int, days: Days | None) -> DataFrame:
+    """The blocks of all raw rows, one partition per user bucket; every bucket has one, if an empty one."""
+    parts = [source.over(spark, to_blocks(source.code, source.schema, buckets, days), SCHEMA) for source in sources]
+    schema = sources[0].schema
+
+    def seeds(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for bucket in batch.column("id").to_pylist():
+                yield block(schema.empty_table(), sources[0].code, bucket)
+
+    parts.append(spark.range(0, buckets, 1, 1).mapInArrow(seeds, from_arrow_schema(SCHEMA)))
+    return reduce(DataFrame.unionAll, parts).repartitionById(buckets, "bucket")
+
+
+def _collect(spark: SparkSession, sources: list[Source], job: Job, window: Window) -> Made:
+    blocks = shuffled(spark, sources, job.plan.buckets, window.days)
+    with watched(spark, "transitions", job.plan.buckets):
+        results = blocks.mapInArrow(run_buckets(job), from_arrow_schema(RESULT)).toArrow()
+    made, partials, expected = Made(), [], [0, 0]
+    for kind, payload in zip(results["kind"].to_pylist(), results["payload"].to_pylist(), strict=True):
+        if kind == PARTIAL:
+            partials.append(pa.ipc.open_stream(payload).read_all())
+        elif kind == EXPECTED:
+            expected = [a + b for a, b in zip(expected, json.loads(payload), strict=True)]
+        elif kind == FORGOTTEN:
+            for name, days in json.loads(payload).items():
+                total = made.forgotten.setdefault(name, {})
+                for day, rows in days.items():
+                    total[day] = total.get(day, 0) + rows
         else:
-            self.reasons[reason] = self.reasons.get(reason, 0) + count
-
-    def check(self, dataset: str, day: str) -> None:
-        caught = sum(self.reasons.values())
-        if self.read != self.kept + self.exact + caught:
-            raise TactfulError(
-                f"{dataset}, arrival day {day}: {self.read} rows read, but kept {self.kept} + exact duplicates "
-                f"{self.exact} + quarantined {caught} = {self.kept + self.exact + caught}; the dataset changed "
-                "while it was read, or this is a bug: run again, then report it."
-            )
-
-    def show(self) -> Report:
-        return {
-            "read": self.read,
-            "kept": self.kept,
-            "exact_duplicates": self.exact,
-            "quarantined": sum(self.reasons.values()),
-            "mature": self.mature,
-            "immature": self.kept - self.mature,
-            "by_reason": dict(sorted(self.reasons.items())),
-        }
-
-
-def _count_transitions(written: DataFrame) -> Report:
-    usable = F.col("usable")
-    flags = ("silent", "warm_up", "truncated", "terminal")
-    counts = [F.count_if(usable).alias("usable"), F.count_if(~usable).alias("unusable")]
-    row = written.agg(F.count("*").alias("rows"), *counts, *(F.count_if(usable & F.col(f)).alias(f) for f in flags))
-    return {name: int(value) for name, value in row.first().asDict().items()}
-
-
-def _conserve(rows: Report, marked: DataFrame, plan: Plan) -> None:
-    """transitions = usable + unusable; usable = mature kept decisions + silent rows; unusable = the quarantined
-    decisions with a user and a time in order before the watermark.
-    """
-    made, decisions = rows["transitions"], rows["decisions"]
-    ordered = F.col("logged").isNull() | (F.col("logged") >= F.col("at"))
-    bad = (F.col("dataset") == DECISIONS) & F.col("reason").isNotNull() & (F.col("reason") != EXACT_DUPLICATE)
-    timed = F.col("user_id").isNotNull() & (F.col("at") < plan.watermark) & ordered
-    unusable = marked.where(bad & timed).count()
-    for what, left, right in (
-        ("transitions = usable + unusable", made["rows"], made["usable"] + made["unusable"]),
-        ("usable = mature decisions + silent", made["usable"], decisions["mature"] + made["silent"]),
-        ("unusable = quarantined decisions with user and time", made["unusable"], unusable),
-    ):
-        if left != right:
-            raise TactfulError(f"conservation law {what} is broken: {left} against {right}; this is a bug: report it.")
-
-
-def _quarantine(marked: DataFrame, config: Config, datasets: list[int]) -> None:
-    """Every quarantined row with its reason and what to do about it."""
-    remedies = F.create_map(*(F.lit(text) for pair in REMEDIES.items() for text in pair))
-    caught = marked.where(F.col("reason").isNotNull() & (F.col("reason") != EXACT_DUPLICATE))
-    caught = caught.withColumn("remedy", remedies[F.split_part("reason", F.lit(":"), F.lit(1))])
-    for code in datasets:
-        rows = caught.where(F.col("dataset") == code).coalesce(1)
-        rows.write.mode("overwrite").parquet(str(config.run_dir / "quarantine" / NAMES[code]))
+            made.staged.setdefault(kind, []).append(Staged(**json.loads(payload)))
+    made.partials, made.expected = merge(partials), (expected[0], expected[1])
+    return made

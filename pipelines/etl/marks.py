@@ -8,15 +8,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from models.contract import Contract
+from models.contract import HOLD, Contract
 from pipelines.etl.features import Ints, StateFeatures
+from pipelines.etl.hashing import Hashes, xxhash64
 from policies.constraints import Constraints
 
 EXACT_DUPLICATE = "exact_duplicate"
 CONFLICTING_DUPLICATE = "conflicting_duplicate"
 
+LONGEST_ID = 1024
+"""Bytes of a user id; what is longer is no id, and would be carried through every table."""
+
 REMEDIES = {
     "missing_user_id": "log whose row it is, or map data.*.columns.user_id",
+    "oversized_user_id": f"log an id of at most {LONGEST_ID} bytes; something else stands in the column",
     "missing_decision_id": "give every decision an id of its own",
     "missing_event_id": "give every event an id of its own",
     "missing_decided_at": "log when the choice was made, as a UTC timestamp",
@@ -26,7 +31,7 @@ REMEDIES = {
     "logged_before_it_happened": "correct the clocks: logged_at must not lie before the row's own time",
     "clock_ahead": "correct the clock that wrote logged_at, or set etl.as_of later",
     "too_late": "deliver rows sooner, or raise etl.max_lateness_days",
-    CONFLICTING_DUPLICATE: "write each id once: an earlier row of this user has the id and other contents",
+    CONFLICTING_DUPLICATE: "write each id once: a row of this user logged before has the id and other contents",
     "unknown_action": "add the action to `actions`, or map it to one of them",
     "unknown_legal_action": "name in legal_actions only what stands in `actions`",
     "illegal_action": "log legal_actions as the policy saw them: the action taken must be among them",
@@ -49,6 +54,9 @@ class Plan:
     features: StateFeatures
     constraints: Constraints
     has_events: bool
+    buckets: int
+    split: tuple[float, float, float]
+    """Shares of users in train, validation and test."""
     as_of: int
     watermark: int
     log_start: int
@@ -59,6 +67,11 @@ class Plan:
     max_gap: int
     click_window: int
     session_gap: int
+
+    @property
+    def silent_rows(self) -> bool:
+        """Whether rows are added where nobody decided: only events say that time passed, only `hold` fits them."""
+        return self.has_events and self.contract.actions[0] == HOLD
 
 
 class Marks:
@@ -78,10 +91,13 @@ class Marks:
         self.names.append(name)
         self.code[rows & self.kept] = len(self.names) - 1
 
-    def reasons(self) -> NDArray[Any]:
-        """[N] reason, None where kept."""
-        names = np.array([None, *self.names[1:]], dtype=object)
-        return np.asarray(names[self.code])
+    def caught(self, name: str) -> NDArray[np.bool_]:
+        """[N] rows marked with the reason."""
+        return np.asarray(self.code == self.names.index(name)) if name in self.names else np.zeros(len(self.code), bool)
+
+    def reasons(self) -> pa.Array:
+        """[N] reason, null where kept."""
+        return pa.array(self.names, pa.string()).take(pa.array(self.code, mask=self.kept))
 
 
 def is_null(table: pa.Table, name: str) -> NDArray[np.bool_]:
@@ -117,30 +133,71 @@ def positions(column: Any, names: tuple[str, ...]) -> Ints:
 
 
 def mark_times(marks: Marks, table: pa.Table, plan: Plan, row_id: str, time: str) -> None:
-    """Rules on ids and times: missing_*, logged_before_it_happened, clock_ahead, too_late."""
+    """Rules on ids and times: missing_*, oversized_user_id, logged_before_it_happened, clock_ahead, too_late."""
     at, logged = ints(table, "at"), ints(table, "logged")
-    for name, column in (("user_id", "user_id"), (row_id, "row_id"), (time, "at"), ("logged_at", "logged")):
+    mark_user(marks, table)
+    for name, column in ((row_id, "row_id"), (time, "at"), ("logged_at", "logged")):
         marks.add(f"missing_{name}", is_null(table, column))
     marks.add("logged_before_it_happened", logged < at)
     marks.add("clock_ahead", logged > plan.as_of)
     marks.add("too_late", logged - at > plan.max_lateness)
 
 
-def mark_duplicates(marks: Marks, table: pa.Table) -> None:
-    """Of rows still kept that share a user and an id, the earliest logged (then the smallest content hash) stays.
+def mark_user(marks: Marks, table: pa.Table) -> None:
+    """missing_user_id, oversized_user_id."""
+    marks.add("missing_user_id", is_null(table, "user_id"))
+    length = pc.fill_null(pc.binary_length(table["user_id"]), 0).to_numpy()
+    marks.add("oversized_user_id", length > LONGEST_ID)
 
-    A later row with the content of the one that stays is an exact duplicate, any other a conflicting one.
+
+def mark_duplicates(marks: Marks, table: pa.Table, user: Ints, plan: Plan) -> None:
+    """Of rows still kept that share a user and an id the earliest logged (then the smallest content hash) stays.
+
+    A later row with the content of the one that stays is an exact duplicate, any other a conflicting one. Rows are
+    compared where they were logged at most `max_lateness` apart: a copy that comes later than that is too late by
+    itself, and a run over some days need not read all days before them.
     """
-    rows = np.flatnonzero(marks.kept)
-    user, key = codes(table, "user_id")[rows], codes(table, "row_id")[rows]
-    content = ints(table, "hash")[rows]
-    order = np.lexsort((content, ints(table, "logged")[rows], key, user))
-    user, key, content = user[order], key[order], content[order]
-    fresh = np.ones(len(order), bool)
-    fresh[1:] = (user[1:] != user[:-1]) | (key[1:] != key[:-1])
-    first = np.maximum.accumulate(np.where(fresh, np.arange(len(order)), 0))
+    rows = repeated(table, user, marks.kept)
+    if not len(rows):
+        return
+    found = table.take(pa.array(rows))
+    key, logged, content = user[rows] * (1 + len(rows)) + codes(found, "row_id"), ints(found, "logged"), contents(found)
+    order = np.lexsort((content, logged, key))
+    rows, key, logged, content = rows[order], key[order], logged[order], content[order]
+    moments, rank = np.unique(logged, return_inverse=True)
+    _, group = np.unique(key, return_inverse=True)
+    place = group * (len(moments) + 1)
+    back = np.searchsorted(moments, logged - plan.max_lateness, "left")
+    first = np.searchsorted(place + rank, place + back, "left")
+    later = first < np.arange(len(rows))
     same = content == content[first]
-    for name, later in ((EXACT_DUPLICATE, ~fresh & same), (CONFLICTING_DUPLICATE, ~fresh & ~same)):
+    for name, those in ((EXACT_DUPLICATE, later & same), (CONFLICTING_DUPLICATE, later & ~same)):
         caught = np.zeros(table.num_rows, bool)
-        caught[rows[order[later]]] = True
+        caught[rows[those]] = True
         marks.add(name, caught)
+
+
+def repeated(table: pa.Table, user: Ints, among: NDArray[np.bool_]) -> Ints:
+    """Places of the rows of `among` [N] whose user and id may stand more than once there: all that do, hardly more."""
+    rows = np.flatnonzero(among)
+    seed = user[rows].astype(np.uint64)
+    key = xxhash64(table["row_id"] if len(rows) == table.num_rows else table["row_id"].take(pa.array(rows)), seed)
+    ordered = np.sort(key)
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(twice):
+        return np.empty(0, np.int64)
+    place = np.minimum(np.searchsorted(twice, key), len(twice) - 1)
+    return np.asarray(rows[twice[place] == key], dtype=np.int64)
+
+
+def contents(table: pa.Table) -> Ints:
+    """[N] content hash of each row: of all that was read but for when it was logged; nulls count."""
+    total: Hashes = np.zeros(table.num_rows, np.uint64)
+    for name in sorted(set(table.column_names) - {"logged", "day"}):
+        column = table[name]
+        if pa.types.is_list(column.type):
+            column = pc.binary_join(column, "\0")
+        # Numbers by their shortest text: hashed by value, never by how a reader happened to store them.
+        missing = np.asarray(column.is_null().to_numpy(), dtype=np.uint64)
+        total = xxhash64(pc.cast(column, pa.string()), total + missing + np.uint64(1))
+    return total.view(np.int64)

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.etl.features import CLICK, DAY, DISABLE, Floats, Happenings, Ints, Windows, visits
+from pipelines.etl.features import CLICK, DAY, DISABLE, Floats, Happenings, Ints, Keys, visits
 
 WEEK = 7 * DAY
-_ALWAYS = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,12 @@ class Intervals:
     end: Ints
 
     def count(self, user: Ints, at: Ints) -> Ints:
-        """[N] how many of the given moments lie in each interval."""
-        always = np.full(len(at), _ALWAYS)
-        until = Windows(self.user, self.end).count(user, at, always)
-        return until - Windows(self.user, self.start).count(user, at, always)
+        """[N] how many of the given moments, by user and time, lie in each interval."""
+        users = int(max(self.user.max(initial=0), user.max(initial=0))) + 1
+        keys = Keys.over(users, self.start, self.end)
+        moments = keys(user, at)
+        until, before = (np.searchsorted(moments, keys(self.user, each), "right") for each in (self.end, self.start))
+        return until - before
 
 
 @dataclass(frozen=True)
@@ -48,22 +49,24 @@ class Notified:
 def active_days(intervals: Intervals, user: Ints, at: Ints) -> Floats:
     """[N] measure, in days of 86,400 s, of the moments in each interval that a visit precedes by at most 7 days.
 
-    With C(x) the measure of the union of [v, v + 7 d) over the user's visits v, up to x: C(end) - C(start).
+    The visits are given by user and time. With C(x) the measure of the union of [v, v + 7 d) over the user's visits v,
+    up to x: C(end) - C(start).
     """
-    order = np.lexsort((at, user))
-    user, at = user[order], at[order]
     if not len(user):
         return np.zeros(len(intervals.user))
     last = np.append(user[1:] != user[:-1], True)
     until_next = np.where(last, 0, np.append(at[1:], 0) - at)
     full = np.append(0, np.cumsum(np.minimum(until_next, WEEK)))[:-1]
+    users = int(max(intervals.user.max(initial=0), user.max())) + 1
+    keys = Keys.over(users, intervals.start, intervals.end)
+    visited = keys(user, at)
+    first = np.searchsorted(user, intervals.user, "left")
 
     def covered(moment: Ints) -> Ints:
-        """C(moment), but for what the users before have summed up."""
-        row = Windows(intervals.user, moment).latest(user, at, np.arange(len(user)))
-        first = np.searchsorted(user, intervals.user, "left")
+        """C(moment), us."""
+        row = np.searchsorted(visited, keys(intervals.user, moment), "right") - 1
         inside = full[row] - full[np.minimum(first, len(user) - 1)] + np.minimum(moment - at[row], WEEK)
-        return np.where(row < 0, 0, inside)
+        return np.where(row < first, 0, inside)
 
     return (covered(intervals.end) - covered(intervals.start)) / DAY
 
@@ -71,29 +74,32 @@ def active_days(intervals: Intervals, user: Ints, at: Ints) -> Floats:
 def clicks_within(events: Happenings, sent: Notified, window: int) -> tuple[Happenings, Ints]:
     """The clicks that follow their own send by at most `window` us, and [clicks] the index of that send.
 
-    Of several sends of one user and decision id the earliest counts.
+    Of several sends of one user and decision id the last before the click counts.
     """
-    clicks = events.where(events.kind == CLICK)
+    clicks = events.of(CLICK)
+    if not len(sent.at):
+        return clicks.where(np.zeros(len(clicks.at), bool)), np.empty(0, np.int64)
     order = np.lexsort((sent.at, sent.decision, sent.user))
     wide = int(max(sent.decision.max(initial=0), clicks.decision.max(initial=0))) + 1
-    keys = (sent.user * wide + sent.decision)[order]
+    keys, at = (sent.user * wide + sent.decision)[order], sent.at[order]
     key = clicks.user * wide + clicks.decision
-    place = np.searchsorted(keys, key, "left")
-    inside = np.minimum(place, max(len(keys) - 1, 0))
-    if not len(keys):
-        return clicks.where(np.zeros(len(key), bool)), np.empty(0, np.int64)
-    send = order[inside]
-    lag = clicks.at - sent.at[send]
-    good = (clicks.decision >= 0) & (place < len(keys)) & (keys[inside] == key) & (lag >= 0) & (lag <= window)
-    return clicks.where(good), send[good]
+    place = np.searchsorted(keys, key, "right") - 1
+    # An id is a user's own for some days at least, so that hardly ever one step back is needed.
+    while len(early := np.flatnonzero((place > 0) & (keys[place] == key) & (at[place] > clicks.at))):
+        place[early] -= 1
+    lag = clicks.at - at[place]
+    good = (clicks.decision >= 0) & (place >= 0) & (keys[place] == key) & (lag >= 0) & (lag <= window)
+    return clicks.where(good), order[place[good]]
 
 
 def interval_rewards(
     intervals: Intervals, is_send: NDArray[np.bool_], events: Happenings, clicks: Happenings, session_gap: int
 ) -> dict[str, Floats]:
-    """Every built-in component, [N] float64 in its raw unit; `clicks` are those within their windows."""
-    seen = visits(events, session_gap)
-    off = events.where(events.kind == DISABLE)
+    """Every built-in component, [N] float64 in its raw unit; `clicks` are those within their windows.
+
+    Events and clicks are given by user and time.
+    """
+    seen, off = visits(events, session_gap), events.of(DISABLE)
     return {
         "sends": is_send.astype(np.float64),
         "clicks": intervals.count(clicks.user, clicks.at).astype(np.float64),

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from models.contract import Contract
 from pipelines.config import Config, validate
 from pipelines.etl.features import DAY, HOUR, KINDS, StateFeatures
 from pipelines.etl.flow import run_etl
-from pipelines.etl.marks import Plan
-from pipelines.etl.raw import read_all, tagged
+from pipelines.etl.hashing import bucket_of, xxhash64
+from pipelines.etl.history import mark
+from pipelines.etl.marks import Plan, contents
 from pipelines.etl.schemas import DECISIONS, EVENTS, USERS
-from pipelines.etl.transitions import mark, transitions
+from pipelines.etl.transitions import split_of, transitions
 from policies.constraints import Constraints
 
 START = 1_709_856_000_000_000  # 2024-03-08, so that clocks change in both halves of the world within the log
@@ -44,6 +46,8 @@ PLAN = Plan(
     features=FEATURES,
     constraints=Constraints(quiet_hours=(22, 7), max_sends_24h=3, min_gap_hours=1),
     has_events=True,
+    buckets=4,
+    split=(0.6, 0.1, 0.3),
     as_of=START + 60 * DAY,
     watermark=START + 50 * DAY,
     log_start=START,
@@ -54,27 +58,33 @@ PLAN = Plan(
     click_window=DAY,
     session_gap=HOUR // 2,
 )
-SCHEMA = pa.schema(
-    [
-        ("dataset", pa.int8()), ("bucket", pa.int32()), ("split", pa.string()), ("user_id", pa.string()),
-        ("row_id", pa.string()), ("at", pa.int64()), ("logged", pa.int64()), ("ds", pa.string()),
-        ("hash", pa.int64()), ("label", pa.string()), ("decision_id", pa.string()), ("propensity", pa.float64()),
-        ("legal", pa.list_(pa.string())), ("policy_id", pa.string()), ("time_zone", pa.string()),
-        ("found", pa.string()), ("context:relevance", pa.float64()), ("category:topic", pa.string()),
-        ("outcome:steps", pa.float64()), ("attribute:tenure", pa.float64()), ("attribute_category:plan", pa.string()),
-    ]
-)  # fmt: skip
+TIMED = [("user_id", pa.string()), ("at", pa.int64()), ("logged", pa.int64()), ("found", pa.string())]
+SCHEMAS = {
+    DECISIONS: pa.schema(
+        [
+            *TIMED, ("row_id", pa.string()), ("label", pa.string()), ("propensity", pa.float64()),
+            ("legal", pa.list_(pa.string())), ("policy_id", pa.string()), ("context:relevance", pa.float64()),
+            ("category:topic", pa.string()), ("outcome:steps", pa.float64()),
+        ]
+    ),
+    EVENTS: pa.schema(
+        [
+            *TIMED, ("row_id", pa.string()), ("label", pa.string()), ("decision_id", pa.string()),
+            ("value", pa.float64()),
+        ]
+    ),
+    USERS: pa.schema(
+        [
+            *TIMED, ("time_zone", pa.string()), ("attribute:tenure", pa.float64()),
+            ("attribute_category:plan", pa.string()),
+        ]
+    ),
+}  # fmt: skip
 
 Row = dict[str, Any]
 
 
 # The generator: users who do everything that hurts.
-
-
-def content(row: Row) -> int:
-    """What the content hash is for: equal for rows equal but for `logged`."""
-    text = repr(sorted((key, value) for key, value in row.items() if key not in ("logged", "hash")))
-    return int.from_bytes(text.encode()[:8].ljust(8), "little") // 2 + sum(map(ord, text)) * 1_000_003
 
 
 def moment(rng: random.Random, last: int = 56) -> int:
@@ -152,7 +162,7 @@ def a_user(rng: random.Random, user: str) -> list[Row]:
             {
                 "dataset": USERS,
                 "user_id": user,
-                "at": moment(rng) - 20 * DAY if rng.random() < 0.95 else None,
+                "at": moment(rng) - 20 * DAY if rng.random() < 0.98 else None,
                 "time_zone": rng.choice(ZONES),
                 "attribute:tenure": rng.choice([None, 5.0, 7.0]),
                 "attribute_category:plan": rng.choice([None, "free", "paid"]),
@@ -170,12 +180,20 @@ def a_log(seed: int, users: int) -> list[Row]:
     return finish(rows)
 
 
-def finish(rows: list[Row]) -> list[Row]:
-    return [{**row, "bucket": 3, "split": "train", "ds": "", "hash": content(row)} for row in rows]
+def finish(rows: list[Row], plan: Plan = PLAN) -> list[Row]:
+    """The rows with what the definitions take as given: content hashes, and bucket and split of the user id."""
+    hashes = {code: iter(contents(tables_of(rows)[code]).tolist()) for code in SCHEMAS}
+    users = pa.array([row["user_id"] for row in rows], pa.string())
+    bucket, split = bucket_of(xxhash64(users), plan.buckets), split_of(users, plan.split)
+    given = zip(rows, bucket.tolist(), split.to_pylist(), strict=True)
+    return [{**row, "hash": next(hashes[row["dataset"]]), "bucket": b, "split": s} for row, b, s in given]
 
 
-def table_of(rows: list[Row]) -> pa.Table:
-    return pa.Table.from_pylist(rows, SCHEMA)
+def tables_of(rows: list[Row]) -> dict[int, pa.Table]:
+    return {
+        code: pa.Table.from_pylist([row for row in rows if row["dataset"] == code], schema)
+        for code, schema in SCHEMAS.items()
+    }
 
 
 # The second implementation.
@@ -205,10 +223,13 @@ def naive_reasons(rows: list[Row], plan: Plan) -> list[str | None]:
         if reasons[index] is None and row["dataset"] != USERS:
             groups.setdefault((row["dataset"], row["user_id"], row["row_id"]), []).append(index)
     for members in groups.values():
-        first, *later = sorted(members, key=lambda i: (rows[i]["logged"], rows[i]["hash"]))
-        for index in later:
+        members.sort(key=lambda i: (rows[i]["logged"], rows[i]["hash"]))
+        for place, index in enumerate(members):
+            since = rows[index]["logged"] - plan.max_lateness
+            first = next(i for i in members[: place + 1] if rows[i]["logged"] >= since)
             equal = rows[index]["hash"] == rows[first]["hash"]
-            reasons[index] = "exact_duplicate" if equal else "conflicting_duplicate"
+            if first != index:
+                reasons[index] = "exact_duplicate" if equal else "conflicting_duplicate"
     return [reason or naive_content(row, plan) for row, reason in zip(rows, reasons, strict=True)]
 
 
@@ -314,19 +335,19 @@ def naive_rows(mine: list[Row], plan: Plan) -> list[Row]:
     timed = [
         r for r in mine
         if r["dataset"] == DECISIONS and r["at"] is not None and r["reason"] != "exact_duplicate"
-        and (r["logged"] is None or r["logged"] >= r["at"]) and r["at"] < plan.watermark
+        and (r["logged"] is None or 0 <= r["logged"] - r["at"] <= plan.max_lateness) and r["at"] < plan.watermark
     ]  # fmt: skip
     timed.sort(key=lambda r: (r["at"], r["row_id"] or "", r["reason"] is None, r["logged"] or 0, r["hash"]))
-    closings = [r["at"] for r in mine if r["label_kept"] == "account_closed"]
     out: list[Row] = []
     for index, row in enumerate(timed):
         out.append({**row, "silent": False, "usable": row["reason"] is None})
         limit = timed[index + 1]["at"] if index + 1 < len(timed) else plan.watermark
         at = row["at"] + plan.max_gap
-        while at < limit and not any(row["at"] < c <= at for c in closings):
+        while at < limit:
             out.append(
                 {"user_id": row["user_id"], "row_id": f"silent:{row['user_id']}:{at}", "at": at, "label": "hold",
-                 "legal": ["hold"], "silent": True, "usable": True, "reason": None, "outcome:steps": 0.0}
+                 "legal": ["hold"], "silent": True, "usable": True, "reason": None, "outcome:steps": 0.0,
+                 "bucket": row["bucket"], "split": row["split"]}
             )  # fmt: skip
             at += plan.max_gap
     return out
@@ -354,15 +375,14 @@ def naive_user(mine: list[Row], plan: Plan) -> list[Row]:
     visible = [r for r in mine if r["at"] is not None and r["logged"] is not None]
     events = [r for r in mine if r["label_kept"] is not None]
     visits = [v["at"] for v in naive_sessions(events, plan.session_gap)]
-    sent_at: dict[str | None, int] = {}
-    for r in mine:
-        if r["dataset"] == DECISIONS and r["sent"]:
-            sent_at[r["row_id"]] = min(r["at"], sent_at.get(r["row_id"], r["at"]))
-    clicks = [
-        e for e in events
-        if e["label"] == "click" and e["decision_id"] is not None and e["decision_id"] in sent_at
-        and 0 <= e["at"] - sent_at[e["decision_id"]] <= plan.click_window
-    ]  # fmt: skip
+    opened = [r for r in mine if r["dataset"] == DECISIONS and r["sent"] and r["logged"] - r["at"] <= plan.max_lateness]
+    clicks, answered = [], []
+    for click in (e for e in events if e["label"] == "click" and e["decision_id"] is not None):
+        own = [r for r in opened if r["row_id"] == click["decision_id"] and r["at"] <= click["at"]]
+        send = max(own, key=lambda r: r["at"], default=None)
+        if send is not None and click["at"] - send["at"] <= plan.click_window:
+            clicks.append(click)
+            answered.append((send["row_id"], send["at"]))
     out = []
     for index, row in enumerate(rows):
         t = row["at"]
@@ -385,15 +405,14 @@ def naive_user(mine: list[Row], plan: Plan) -> list[Row]:
             "steps": row.get("outcome:steps"),
         }
         open_window = t + plan.click_window > plan.watermark
-        answered = any(e["decision_id"] == row["row_id"] for e in clicks)
         out.append(
             {
                 "user_id": row["user_id"],
                 "decision_id": row["row_id"],
                 "decided_at": t,
                 "ds": datetime.fromtimestamp(t // 1_000_000, UTC).strftime("%Y-%m-%d"),
-                "bucket": 3,
-                "split": "train",
+                "bucket": row["bucket"],
+                "split": row["split"],
                 "action": row["label"] if row["label"] in ACTIONS else None,
                 "legal": naive_legal(state, logged, plan.constraints),
                 "propensity": (1.0 if certain else p) if usable else None,
@@ -407,7 +426,7 @@ def naive_user(mine: list[Row], plan: Plan) -> list[Row]:
                 "silent": row["silent"],
                 "warm_up": t < plan.log_start + plan.warmup,
                 "usable": usable,
-                "clicks_attributed": int(answered) if is_send and not open_window else None,
+                "clicks_attributed": int((row["row_id"], t) in answered) if is_send and not open_window else None,
                 "reason": row["reason"],
             }
         )
@@ -415,7 +434,7 @@ def naive_user(mine: list[Row], plan: Plan) -> list[Row]:
 
 
 def kernel(rows: list[Row], plan: Plan = PLAN) -> pa.Table:
-    return transitions(mark(table_of(rows), plan), plan)
+    return transitions(mark(tables_of(rows), plan), plan)
 
 
 def compare(found: pa.Table, wanted: list[Row]) -> None:
@@ -436,7 +455,10 @@ LOG = a_log(1, 250)
 
 def test_marks_agree_and_every_reason_occurs() -> None:
     wanted = naive_reasons(LOG, PLAN)
-    assert mark(table_of(LOG), PLAN)["reason"].to_pylist() == wanted
+    marks = mark(tables_of(LOG), PLAN).marks
+    for code in SCHEMAS:
+        mine = [why for row, why in zip(LOG, wanted, strict=True) if row["dataset"] == code]
+        assert marks[code].reasons().to_pylist() == mine
     assert set(wanted) == {
         None, "missing_user_id", "missing_decision_id", "missing_event_id", "missing_decided_at", "missing_occurred_at",
         "missing_valid_from", "missing_logged_at", "logged_before_it_happened", "clock_ahead", "too_late",
@@ -560,7 +582,7 @@ def write_lake(rows: list[Row], folder: Path, files: int) -> None:
         mine = [row for row in rows if row["dataset"] == code]
         columns = {}
         for alias, raw in RAW[code].items():
-            kind = pa.timestamp("us", "UTC") if alias in ("at", "logged") else SCHEMA.field(alias).type
+            kind = pa.timestamp("us", "UTC") if alias in ("at", "logged") else SCHEMAS[code].field(alias).type
             columns[raw] = pa.array([row.get(alias) for row in mine], kind)
         table = pa.table(columns)
         (folder / name).mkdir(parents=True)
@@ -609,13 +631,10 @@ def test_spark_makes_the_same_rows_whatever_the_files_and_partitions(spark: Spar
     found = table.to_pyarrow_table()
     assert report["version"] == table.version() == 0
 
-    log = tagged(read_all(spark, config), config).toArrow().to_pylist()
-    start = min(r["at"] for r in log if r["dataset"] != USERS and naive_timely(r))
-    plan = Plan(**{**PLAN.__dict__, "log_start": start})
+    start = min(r["at"] for r in rows if r["dataset"] != USERS and naive_timely(r))
+    plan = replace(PLAN, log_start=start, buckets=2)
+    log = finish(rows, plan)
     wanted = naive_transitions(log, plan)
-    split = {row["user_id"]: (row["split"], row["bucket"]) for row in log}
-    for row in wanted:
-        row["split"], row["bucket"] = split[row["user_id"]]
     keys = [(name, "ascending") for name in ("user_id", "decided_at", "decision_id", "usable")]
     ordered = found.select([*wanted[0]]).sort_by(keys)
     wanted.sort(key=lambda r: (r["user_id"], r["decided_at"], r["decision_id"] is None, r["decision_id"], r["usable"]))
@@ -632,7 +651,7 @@ def test_spark_makes_the_same_rows_whatever_the_files_and_partitions(spark: Spar
     assert len(table.file_uris()) == len({(row["ds"], row["bucket"]) for row in wanted})
     check_counts(report, log, plan)
     reasons = naive_reasons(log, plan)
-    caught = pq.read_table(config.run_dir / "quarantine" / "decisions").to_pylist()
+    caught = DeltaTable(config.run_dir / "quarantine" / "decisions").to_pyarrow_table().to_pylist()
     assert len(caught) == report["rows"]["decisions"]["quarantined"] > 0
     assert all(row["remedy"] and row["reason"] in reasons for row in caught)
 

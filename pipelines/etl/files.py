@@ -1,0 +1,173 @@
+"""Plain Parquet files of a raw dataset: what their footers say, and how a task reads its share of them with Arrow."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from models.errors import InputError
+from pipelines.etl.schemas import ARROW, NUMBER, TEXT, TEXTS, TIME, Wanted
+
+EPOCH = date(1970, 1, 1)
+DAY_FOLDER = re.compile(r"(?:^|/)ds=(\d{4}-\d{2}-\d{2})/")
+TASK_BYTES = 1 << 27
+"""Compressed bytes of Parquet that one task reads at most, but for single row groups larger than that."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One row group of one file."""
+
+    path: str
+    group: int
+    size: int
+    """Compressed bytes."""
+    day: int | None
+    """Arrival day of the folder, days since the epoch."""
+
+
+@dataclass(frozen=True)
+class Lake:
+    """The Parquet files of a dataset."""
+
+    types: Mapping[str, pa.DataType]
+    """Type of each column that is read."""
+    groups: tuple[Piece, ...]
+    notices: tuple[str, ...]
+
+    def pieces(self, days: tuple[int, int] | None) -> tuple[Piece, ...]:
+        """Those that may hold rows which arrived on `days` (first and last)."""
+        if days is None:
+            return self.groups
+        return tuple(piece for piece in self.groups if piece.day is None or days[0] <= piece.day <= days[1])
+
+
+def survey(key: str, path: Path, is_read: Callable[[str], bool]) -> Lake:
+    """Read the footer of every file of the dataset.
+
+    A column that is not read may come and go: it is told in a notice where it is not in every file. Raises InputError
+    for a file that is no Parquet, and for a column that is read and whose type is not the same in all files.
+    """
+    types: dict[str, tuple[pa.DataType, str]] = {}
+    groups: list[Piece] = []
+    seen: Counter[str] = Counter()
+    paths = list(_listed(path))
+    for name in paths:
+        footer = _footer(key, name)
+        found = DAY_FOLDER.search(os.path.relpath(name, path if path.is_dir() else path.parent))
+        day = (date.fromisoformat(found[1]) - EPOCH).days if found else None
+        for field in footer.schema.to_arrow_schema():
+            seen[field.name] += 1
+            if not is_read(field.name):
+                continue
+            known, where = types.setdefault(field.name, (field.type, name))
+            if known != field.type and not pa.types.is_null(field.type):
+                if pa.types.is_null(known):
+                    types[field.name] = field.type, name
+                    continue
+                raise InputError(
+                    f"{key}: column {field.name!r} is {field.type} in {name} but {known} in {where}; write that file "
+                    "again with the type of the others, or rewrite the others."
+                )
+        groups += [
+            Piece(name, group, footer.metadata.row_group(group).total_byte_size, day)
+            for group in range(footer.metadata.num_row_groups)
+        ]
+    notices = tuple(
+        f"{key}: column {name!r} is in {count} of {len(paths)} files and is "
+        + ("null in the others." if is_read(name) else "not read.")
+        for name, count in sorted(seen.items())
+        if count < len(paths)
+    )
+    return Lake({name: kind for name, (kind, _) in types.items()}, tuple(groups), notices)
+
+
+def _listed(path: Path) -> Iterator[str]:
+    """Files in order; names that begin with a dot or an underscore are no data, as everywhere in Spark."""
+    if path.is_file():
+        yield str(path)
+        return
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if name[0] not in "._")
+        yield from (os.path.join(folder, name) for name in sorted(names) if name[0] not in "._")
+
+
+def _footer(key: str, name: str) -> pq.ParquetFile:
+    try:
+        with pq.ParquetFile(name) as found:
+            return found
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{key}: {name} is no readable Parquet file ({str(error).splitlines()[0]}); deliver it again, or remove it."
+        ) from None
+
+
+def mentions(expression: str, column: str) -> bool:
+    """Whether the column's name stands in the expression."""
+    return re.search(rf"(?<!\w){re.escape(column)}(?!\w)", expression) is not None
+
+
+def is_plain(kind: pa.DataType, wanted: str) -> bool:
+    """Whether Arrow reads the type to the same values that Spark's cast would give, losing nothing."""
+    if wanted == TIME:
+        return bool(pa.types.is_timestamp(kind) and kind.unit in ("s", "ms", "us"))
+    if wanted == NUMBER:
+        return bool(pa.types.is_float32(kind) or pa.types.is_float64(kind) or pa.types.is_integer(kind))
+    if wanted == TEXTS:
+        return bool(pa.types.is_list(kind) and pa.types.is_string(kind.value_type))
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def packed(pieces: Iterable[Piece], least: int) -> list[list[Piece]]:
+    """Row groups in tasks of at most TASK_BYTES, and no fewer than `least` tasks where there are as many."""
+    ordered = list(pieces)
+    most = min(TASK_BYTES, sum(piece.size for piece in ordered) // max(2 * least, 1))
+    tasks: list[list[Piece]] = []
+    room = 0
+    for piece in ordered:
+        if not tasks or room < piece.size:
+            tasks.append([])
+            room = max(most, piece.size)
+        tasks[-1].append(piece)
+        room -= piece.size
+    return tasks
+
+
+def batches(pieces: Iterable[Piece], columns: Mapping[str, Wanted], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The rows of some row groups as the raw table has them, see schemas.py; a file without a column has nulls."""
+    for piece in pieces:
+        with pq.ParquetFile(piece.path) as file:
+            there = set(file.schema_arrow.names)
+            sources = {name: column.source for name, column in columns.items() if name in schema.names}
+            names = sorted({source for source in sources.values() if source in there})
+            found = file.read_row_group(piece.group, columns=names, use_threads=False)
+        rows = found.num_rows if names else file.metadata.row_group(piece.group).num_rows
+        made = []
+        for field in schema:
+            if field.name == "day":
+                made.append(pa.repeat(pa.scalar(piece.day, pa.int32()), rows))
+            elif field.name == "found" or sources[field.name] not in there:
+                made.append(pa.nulls(rows, field.type))
+            else:
+                made.append(_value(found[sources[field.name]], columns[field.name]))
+        yield from pa.table(made, schema=schema).to_batches(max_chunksize=1 << 17)
+
+
+def _value(column: pa.ChunkedArray, wanted: Wanted) -> Any:
+    """As Spark's cast would have it: times in microseconds, an empty id is no id."""
+    if wanted.kind == TIME:
+        return column.cast(pa.timestamp("us", column.type.tz)).cast(pa.int64())
+    found = column.cast(ARROW[wanted.kind], safe=wanted.kind != NUMBER)
+    if wanted.kind == TEXT and wanted.name.endswith("_id"):
+        empty = pc.equal(found, "")
+        if pc.any(empty).as_py():
+            return pc.if_else(empty, pa.scalar(None, pa.string()), found)
+    return found

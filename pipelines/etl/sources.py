@@ -1,0 +1,230 @@
+"""The raw datasets as Tactful reads them: through Spark, or plain Parquet inside the tasks, to one and the same rows.
+
+Each raw column is a Spark SQL expression of the configuration, or the log's column of that name; it is cast, and what
+cannot be cast becomes null and is told in `found`. Local Parquet whose columns need neither expression nor cast is
+read by Arrow in the tasks themselves: the rows then never leave the JVM one by one, since they never enter it.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+from pyspark.errors import AnalysisException, ParseException
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import from_arrow_schema
+from pyspark.sql.types import ArrayType, DateType, NumericType, TimestampNTZType, TimestampType
+
+from models.errors import InputError
+from pipelines.config import Config, Dataset, suggest
+from pipelines.etl import files
+from pipelines.etl.blocks import Batches
+from pipelines.etl.files import Piece
+from pipelines.etl.schemas import NAMES, NUMBER, TEXT, TEXTS, TIME, Wanted, raw_schema, wanted
+
+DAY_FOLDER = "ds"
+"""Partition column of the arrival day, where a dataset is laid out by it."""
+Days = tuple[int, int]
+"""First and last arrival day, days since the epoch."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One raw dataset, from wherever it comes."""
+
+    code: int
+    columns: list[Wanted]
+    frame: DataFrame | None
+    """The raw table through Spark, or"""
+    pieces: tuple[Piece, ...]
+    """parts of plain Parquet files for the tasks to read."""
+    notices: tuple[str, ...]
+    """What a person should know of its files."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        return raw_schema(self.columns)
+
+    def over(
+        self, spark: SparkSession, kernel: Callable[[Batches], Batches], out: pa.Schema, names: list[str] | None = None
+    ) -> DataFrame:
+        """`kernel` over the batches of the raw table, or of some of its columns; the rows it makes."""
+        schema = self.schema if names is None else pa.schema([self.schema.field(name) for name in names])
+        if self.frame is not None:
+            return self.frame.select(*(f"`{name}`" for name in schema.names)).mapInArrow(kernel, from_arrow_schema(out))
+        tasks = files.packed(self.pieces, spark.sparkContext.defaultParallelism)
+        columns = {column.column: column for column in self.columns}
+
+        def read(batches: Batches) -> Batches:
+            for batch in batches:
+                for task in batch.column("id").to_pylist():
+                    yield from kernel(files.batches(tasks[task], columns, schema))
+
+        return spark.range(0, len(tasks), 1, max(len(tasks), 1)).mapInArrow(read, from_arrow_schema(out))
+
+
+def open_sources(spark: SparkSession, config: Config, codes: Iterator[int] | range, days: Days | None) -> list[Source]:
+    """The configured datasets among `codes`, but for files that cannot hold rows which arrived on `days`.
+
+    Raises InputError naming the dataset, file or column, what was found and the remedy.
+    """
+    found = []
+    for code in codes:
+        dataset: Dataset | None = getattr(config.data, NAMES[code])
+        if dataset is not None:
+            found.append(_open(spark, code, f"data.{NAMES[code]}", dataset, wanted(code, config), days))
+    return found
+
+
+def _open(
+    spark: SparkSession, code: int, key: str, dataset: Dataset, columns: list[Wanted], days: Days | None
+) -> Source:
+    for name in dataset.columns:
+        if name not in {column.name for column in columns}:
+            known = [column.name for column in columns]
+            raise InputError(f"{key}.columns: {name!r} is not read from this dataset{suggest(name, known)}.")
+    if not dataset.path.exists():
+        raise InputError(f"{key}.path: {dataset.path} does not exist; correct the path or produce the dataset first.")
+    notices: tuple[str, ...] = ()
+    if _format(dataset) == "parquet":
+        lake = files.survey(key, dataset.path, _mentioned(dataset, columns))
+        notices = lake.notices
+        plain = _plain(dataset, columns, lake)
+        if plain is not None:
+            return Source(code, plain, None, lake.pieces(days), notices)
+    return Source(code, columns, _through_spark(spark, key, dataset, columns, days), (), notices)
+
+
+def _format(dataset: Dataset) -> str:
+    name = dataset.path.name
+    return dataset.format or ("csv" if name.endswith((".csv", ".csv.gz")) else "parquet")
+
+
+def _mentioned(dataset: Dataset, columns: list[Wanted]) -> Callable[[str], bool]:
+    """Whether a column of the files is read: by its own name or in an expression."""
+    expressions = [dataset.columns.get(column.name, column.name) for column in columns]
+    expressions += [column.default for column in columns] + [dataset.where or ""]
+    return lambda name: any(files.mentions(expression, name) for expression in expressions)
+
+
+def _plain(dataset: Dataset, columns: list[Wanted], lake: files.Lake) -> list[Wanted] | None:
+    """The columns with the names they have in the files, where each can be read as it is; None where one cannot."""
+    if dataset.where is not None:
+        return None
+    found = []
+    for column in columns:
+        name = dataset.columns.get(column.name, column.name)
+        if name not in lake.types and column.name not in dataset.columns and not column.required:
+            name = dataset.columns.get(column.default, column.default)
+            if name not in lake.types:
+                found.append(replace(column, source=""))
+                continue
+        if name not in lake.types or not files.is_plain(lake.types[name], column.kind):
+            return None
+        found.append(replace(column, source=name))
+    return found
+
+
+def _through_spark(
+    spark: SparkSession, key: str, dataset: Dataset, columns: list[Wanted], days: Days | None
+) -> DataFrame:
+    raw = _where(_load(spark, key, dataset), key, dataset)
+    by_day = DAY_FOLDER in raw.columns and f"/{DAY_FOLDER}=" in next(iter(raw.inputFiles()), "")
+    day = F.unix_date(F.col(DAY_FOLDER).try_cast("date")) if by_day else F.lit(None).cast("int")
+    if days is not None and by_day:
+        raw = raw.where(day.between(*days))
+    picked, losses = [], []
+    for column in columns:
+        source, there = _source(key, dataset, column, raw), True
+        if source is None:
+            there = False
+            stands_in = next((other for other in columns if other.name == column.default), None)
+            source = _source(key, dataset, stands_in, raw) if stands_in else None
+        if source is None:
+            source = F.lit(None).cast(column.kind)
+        value = _cast(source, column)
+        if (
+            there
+            and column.kind in (NUMBER, TIME)
+            and not _is_typed(raw.select(source.alias("value")), column)
+        ):
+            unread = source.isNotNull() & value.isNull()
+            losses.append(F.when(unread, F.concat(F.lit(f"{column.name}="), source.cast(TEXT))))
+            if column.name == "propensity":
+                # What cannot be read is not unknown: NaN lies outside (0, 1] and is quarantined for it.
+                value = F.when(unread, F.lit(float("nan"))).otherwise(value)
+        picked.append(value.alias(column.column))
+    found = F.nullif(F.concat_ws("; ", *losses), F.lit("")) if losses else F.lit(None).cast(TEXT)
+    try:
+        return raw.select(*picked, found.alias("found"), day.alias("day"))
+    except AnalysisException as error:
+        raise InputError(f"{key}.columns: {_first_line(error)}") from None
+
+
+def _load(spark: SparkSession, key: str, dataset: Dataset) -> DataFrame:
+    try:
+        if _format(dataset) == "csv":
+            return spark.read.csv(str(dataset.path), header=True, enforceSchema=False, escape='"')
+        return spark.read.parquet(str(dataset.path))
+    except AnalysisException as error:
+        raise InputError(f"{key}.path: {dataset.path} cannot be read: {_first_line(error)}") from None
+
+
+def _where(raw: DataFrame, key: str, dataset: Dataset) -> DataFrame:
+    """The rows that the dataset's condition asks for."""
+    if dataset.where is None:
+        return raw
+    try:
+        return raw.where(dataset.where)
+    except (AnalysisException, ParseException) as error:
+        raise InputError(
+            f"{key}.where: {dataset.where!r} is no condition over {dataset.path}: {_first_line(error)} "
+            f"(its columns: {', '.join(raw.columns)})."
+        ) from None
+
+
+def _source(key: str, dataset: Dataset, column: Wanted, raw: DataFrame) -> Column | None:
+    """The column's expression, checked against the dataset; None where an optional column is absent."""
+    expression = dataset.columns.get(column.name)
+    if expression is None:
+        if column.name in raw.columns:
+            return F.col(f"`{column.name}`")
+        if column.required:
+            raise InputError(
+                f"{key}: no column {column.name!r} in {dataset.path}; map it in {key}.columns"
+                f"{suggest(column.name, raw.columns)}."
+            )
+        return None
+    try:
+        source = F.expr(expression)
+        kind = raw.select(source.alias("value")).schema["value"].dataType
+    except (AnalysisException, ParseException) as error:
+        raise InputError(
+            f"{key}.columns.{column.name}: {expression!r} is no expression over {dataset.path}: {_first_line(error)} "
+            f"(its columns: {', '.join(raw.columns)})."
+        ) from None
+    if column.kind == TEXTS and not isinstance(kind, ArrayType):
+        raise InputError(
+            f"{key}.columns.{column.name}: {expression!r} is {kind.simpleString()}, a list of texts is needed; write "
+            f"split({expression}, ',') or array(...)."
+        )
+    return source
+
+
+def _cast(source: Column, column: Wanted) -> Column:
+    if column.kind == TIME:
+        return F.unix_micros(source.try_cast(TIME))
+    if column.kind == NUMBER:
+        return source.try_cast(NUMBER)
+    text = source.cast(column.kind)
+    return F.nullif(text, F.lit("")) if column.name.endswith("_id") else text
+
+
+def _is_typed(picked: DataFrame, column: Wanted) -> bool:
+    """Whether every value of its type can be cast: then nothing is lost, and nothing need be told."""
+    kind = picked.schema["value"].dataType
+    return isinstance(kind, NumericType if column.kind == NUMBER else TimestampType | TimestampNTZType | DateType)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
