@@ -133,7 +133,7 @@ def score(tables: Mapping[int, pa.Table], job: Night) -> pa.Table:
     context = log.context(asked, plan)
     probes = Probes(np.maximum(marked.user[CANDIDATES], 0), ints(asked, "at"), context)
     facts = known(
-        probes, found.sends, found.events, found.people, plan.lookback, plan.features.click_prior, plan.session_gap
+        probes, found.sends, found.events, found.visits, found.people, plan.lookback, plan.features.click_prior
     )
     offered, unknown = log.logged_legal(asked, plan)
     legal, rule = legal_actions(facts, offered, contract.actions, plan.constraints)

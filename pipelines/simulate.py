@@ -115,14 +115,17 @@ def log_state(
     context = {name: probes[name] for name in CONTEXT}
     sent = decisions["action"] == 1
     sent_at = decisions["at"][sent]
+    happened = etl.Happenings(
+        events["user"], events["at"], events["logged"], _KIND_CODES[events["kind"]], events["day"]
+    ).ordered()
     known = etl.known(
         etl.Probes(probes["user"], probes["at"], context),
         etl.Sends(decisions["user"][sent], sent_at, sent_at),
-        etl.Happenings(events["user"], events["at"], events["logged"], _KIND_CODES[events["kind"]], events["day"]),
+        happened,
+        etl.visits(happened, round(config.etl.session_gap_minutes * 60_000_000)),
         etl.People(users["user"], users["valid_from"], users["time_zone"], {name: users[name] for name in ATTRIBUTES}),
         round(config.etl.lookback_days * etl.DAY),
         config.features.click_prior,
-        round(config.etl.session_gap_minutes * 60_000_000),
     )
     return known, etl.state_matrix(known, context, config.features)
 

@@ -21,6 +21,7 @@ logged <= t; a window of width w is [t - w, t). Rows may be given in any order.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -35,6 +36,7 @@ HOUR = 3_600_000_000
 DAY = 24 * HOUR
 SESSION_GAP = HOUR // 2
 QUARTER = HOUR // 4
+QUARTERS = DAY // QUARTER
 DENSE = 4096
 """Quarters of an hour that are looked up without asking which of them occur."""
 
@@ -223,6 +225,12 @@ class Seen:
         return np.where((self.begun > 0) & (self.user[last] == self.probe.user), last, -1)
 
 
+def ties(user: Ints, at: Ints) -> Ints:
+    """Places of the rows, given by user and time, that share both with a neighbour."""
+    same = (user[1:] == user[:-1]) & (at[1:] == at[:-1])
+    return np.flatnonzero(np.append(same, False)[: len(at)] | np.append(False, same)[: len(at)])
+
+
 def visits(events: Happenings, session_gap: int = SESSION_GAP) -> Happenings:
     """Session starts: every `session_start`; and a `page_view` that no page view or session start of that user,
     logged no later than it, precedes by at most `session_gap` us. Midnight is no boundary.
@@ -231,9 +239,12 @@ def visits(events: Happenings, session_gap: int = SESSION_GAP) -> Happenings:
     """
     shown = events.of(SESSION_START, PAGE_VIEW).ordered()
     # At one instant: first logged first, and a session start before the page views that it explains.
-    tied = (shown.user[1:] == shown.user[:-1]) & (shown.at[1:] == shown.at[:-1])
-    if tied.any():
-        shown = shown.where(np.lexsort((shown.kind, shown.logged, shown.at, shown.user)))
+    tied = ties(shown.user, shown.at)
+    if len(tied):
+        order = np.arange(len(shown.at))
+        mine = shown.where(tied)
+        order[tied] = tied[np.lexsort((mine.kind, mine.logged, mine.at, mine.user))]
+        shown = shown.where(order)
     starts = shown.kind == SESSION_START
     if len(starts) < 2:
         return shown
@@ -275,43 +286,52 @@ def local_clock(at: Ints, time_zone: NDArray[Any]) -> tuple[Floats, Ints]:
     for index, name in enumerate(zones.dictionary.to_pylist()):
         rows = np.flatnonzero(zone == index)
         quarter = at[rows] // QUARTER
-        # Every quarter between the first and the last: cheaper than sorting which of them occur, where they lie dense.
-        first, last = int(quarter.min()), int(quarter.max())
-        if last - first > 4 * len(rows) + DENSE:
+        first, last = int(quarter.min()) // QUARTERS, int(quarter.max()) // QUARTERS
+        if (last - first) * QUARTERS > 4 * len(rows) + DENSE:
             there, which = np.unique(quarter, return_inverse=True)
+            local[rows] += np.array([_offset(name, int(each)) for each in there])[which]
         else:
-            there, which = np.arange(first, last + 1), quarter - first
-        local[rows] += _offsets(name, there)[which]
+            # Every quarter of all days between: cheaper than sorting which of them occur, where they lie dense.
+            local[rows] += _offsets(name, first, last)[quarter - first * QUARTERS]
     # 1970-01-01 was a Thursday.
     return (local % DAY) / HOUR, (local // DAY + 3) % 7
 
 
-def _offsets(name: str, quarter: Ints) -> Ints:
+@lru_cache(maxsize=1024)
+def _offsets(name: str, first: int, last: int) -> Ints:
+    """us to add to UTC in each quarter of an hour of the days first .. last, counted since the epoch."""
+    quarters = range(first * QUARTERS, (last + 1) * QUARTERS)
+    return np.array([_offset(name, quarter) for quarter in quarters], dtype=np.int64)
+
+
+def _offset(name: str, quarter: int) -> int:
     try:
         zone = ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise InputError(
             f"users.time_zone: {name!r} is no time zone; give an IANA name such as Europe/Berlin, or null for UTC."
         ) from None
-    moments = (datetime.fromtimestamp(int(q) * 900, UTC).astimezone(zone).utcoffset() for q in quarter)
-    return np.array([0 if m is None else round(m.total_seconds()) * 1_000_000 for m in moments], dtype=np.int64)
+    moved = datetime.fromtimestamp(quarter * 900, UTC).astimezone(zone).utcoffset()
+    return 0 if moved is None else round(moved.total_seconds()) * 1_000_000
 
 
 def known(
     probes: Probes,
     sends: Sends,
     events: Happenings,
+    visited: Happenings,
     people: People,
     lookback_us: int,
     click_prior: tuple[float, float],
-    session_gap_us: int = SESSION_GAP,
 ) -> dict[str, NDArray[Any]]:
     """Every built-in feature, `local_hour` and `attribute:NAME`, each [N] in the order of the probes; see above.
+
+    `visited` are the `visits` of the events, by user and time.
 
     Raises InputError for an unknown time zone, OverflowError where users and times do not fit one key (see Keys).
     """
     sends, events = sends.ordered(), events.ordered()
-    rows: dict[str, Any] = {"sends": sends, "clicks": events.of(CLICK), "visits": visits(events, session_gap_us)}
+    rows: dict[str, Any] = {"sends": sends, "clicks": events.of(CLICK), "visits": visited}
     codes = (probes.user, sends.user, events.user, people.user)
     users = 1 + max((int(each.max()) for each in codes if len(each)), default=0)
     # What lies further back than the lookback matters to consent and attributes alone, and they need no distance.

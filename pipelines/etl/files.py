@@ -144,13 +144,15 @@ def packed(pieces: Iterable[Piece], least: int) -> list[list[Piece]]:
 def batches(pieces: Iterable[Piece], columns: Mapping[str, Wanted], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The rows of some row groups as the raw table has them, see schemas.py; a file without a column has nulls."""
     for piece in pieces:
-        with pq.ParquetFile(piece.path) as file:
-            there = set(file.schema_arrow.names)
-            sources = {name: column.source for name, column in columns.items() if name in schema.names}
-            names = sorted({source for source in sources.values() if source in there})
-            found = file.read_row_group(piece.group, columns=names, use_threads=False)
-        rows = found.num_rows if names else file.metadata.row_group(piece.group).num_rows
-        made = []
+        sources = {name: column.source for name, column in columns.items() if name in schema.names}
+        try:
+            found, rows = _group(piece, set(sources.values()))
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"{piece.path}: row group {piece.group} cannot be read ({str(error).splitlines()[0]}); deliver the "
+                "file again, or remove it."
+            ) from None
+        there, made = set(found.column_names), []
         for field in schema:
             if field.name == "day":
                 made.append(pa.repeat(pa.scalar(piece.day, pa.int32()), rows))
@@ -159,6 +161,14 @@ def batches(pieces: Iterable[Piece], columns: Mapping[str, Wanted], schema: pa.S
             else:
                 made.append(_value(found[sources[field.name]], columns[field.name]))
         yield from pa.table(made, schema=schema).to_batches(max_chunksize=1 << 17)
+
+
+def _group(piece: Piece, wanted: set[str]) -> tuple[pa.Table, int]:
+    """Those of the wanted columns that the file has, of one row group, and its number of rows."""
+    with pq.ParquetFile(piece.path) as file:
+        names = sorted(wanted & set(file.schema_arrow.names))
+        found = file.read_row_group(piece.group, columns=names, use_threads=False)
+        return found, file.metadata.row_group(piece.group).num_rows
 
 
 def _value(column: pa.ChunkedArray, wanted: Wanted) -> Any:

@@ -7,6 +7,7 @@ No row comes to the driver. What a run over some arrival days reads and makes an
 
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 
 from models.errors import InputError, TactfulError
 from pipelines.config import Config
+from pipelines.erase import forgotten
 from pipelines.etl import quality, store
 from pipelines.etl.arrivals import EPOCH, Arrivals, read_arrivals
 from pipelines.etl.blocks import SCHEMA, block, to_blocks
@@ -66,14 +68,18 @@ RAW_FAILURES = (
     "FAILED_READ_FILE",
 )
 """Spark's error conditions that come from the rows or the expressions over them."""
+OURS = re.compile(r"^models\.errors\.InputError: (.+)$", re.MULTILINE)
+"""The last line of a worker's traceback, where one of our own functions refused the input."""
 
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Spark's error about the rows or the expressions over them as an InputError; any other as it is."""
+    """An error about the rows or the expressions over them as an InputError, wherever it arose; any other as it is."""
     try:
         yield
     except PySparkException as error:
+        if ours := OURS.search(str(error)):
+            raise InputError(ours[1]) from None
         condition = error.getCondition() or ""
         if condition.startswith(RAW_FAILURES):
             line = str(error).splitlines()[0]
@@ -116,7 +122,7 @@ def _run(spark: SparkSession, config: Config, rebuild: bool, days: Days | None) 
         root=config.run_dir.resolve(),
         run=store.new_run(),
         resume=window.resume,
-        forgotten=frozenset(),
+        forgotten=forgotten(config),
     )
     run = Run(config, window, job, bases, clock)
     try:

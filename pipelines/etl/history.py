@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipelines.etl import decisions as log
 from pipelines.etl.events import mark_events, mark_users, people
-from pipelines.etl.features import CLICK, DISABLE, ENABLE, KINDS, Happenings, Ints, People, Sends
+from pipelines.etl.features import CLICK, DISABLE, ENABLE, KINDS, Happenings, Ints, People, Sends, ties, visits
 from pipelines.etl.marks import (
     CONFLICTING_DUPLICATE,
     EXACT_DUPLICATE,
@@ -91,11 +91,13 @@ class History:
     users: pa.Array
     """[U] ids."""
     decisions: pa.Table
-    """[D] decisions that become rows: kept or unusable, before the watermark, by user, time, decision_id."""
+    """The raw decisions."""
+    raw: Ints
+    """[D] places among them of those that become rows: kept or unusable, before the watermark, by user, time, id."""
     user: Ints
     """[D]."""
-    raw: Ints
-    """[D] places of these decisions among the raw ones."""
+    at: Ints
+    """[D] us."""
     usable: Bools
     """[D] kept."""
     reason: pa.Array
@@ -108,6 +110,8 @@ class History:
     """Their places among the raw decisions."""
     events: Happenings
     """Kept events by user and time; `decision` in the numbering of `notified`."""
+    visits: Happenings
+    """Those of them that start a session."""
     people: People
 
     def code(self, ids: pa.Array) -> Ints:
@@ -122,7 +126,7 @@ class History:
 
         sends, notified, people = self.sends, self.notified, self.people
         sent, opened, held = among(sends.user), among(notified.user), among(people.user)
-        events = self.events.where(among(self.events.user))
+        events, visited = (each.where(among(each.user)) for each in (self.events, self.visits))
         return replace(
             self,
             users=self.users[first:last],
@@ -130,6 +134,7 @@ class History:
             notified=Notified(notified.user[opened] - first, notified.decision[opened], notified.at[opened]),
             notified_raw=self.notified_raw[opened],
             events=replace(events, user=events.user - first),
+            visits=replace(visited, user=visited.user - first),
             people=People(
                 people.user[held] - first,
                 people.valid_from[held],
@@ -158,17 +163,20 @@ def read_history(marked: Marked, plan: Plan, before: Before | None = None) -> Hi
     sends, opened = np.flatnonzero(sent), np.flatnonzero(sent & timely & ~is_null(table, "row_id"))
     ids = table["row_id"].take(pa.array(opened))
     known = pc.unique(ids).drop_null()
+    events = _events(marked, known, before)
     return History(
         users=marked.users,
-        decisions=table.take(pa.array(rows)),
-        user=user[rows],
+        decisions=table,
         raw=rows,
+        user=user[rows],
+        at=at[rows],
         usable=marks.kept[rows],
         reason=marks.reasons().take(pa.array(rows)),
         sends=Sends(user[sends], at[sends], logged[sends]).ordered(),
         notified=Notified(user[opened], _codes(ids, known), at[opened]),
         notified_raw=opened,
-        events=_events(marked, known, before),
+        events=events,
+        visits=visits(events, plan.session_gap),
         people=_people(marked, plan),
     )
 
@@ -180,8 +188,7 @@ def _order(table: pa.Table, user: Ints, at: Ints, logged: Ints, kept: Bools, row
     """
     order = np.lexsort((at[rows], user[rows]))
     sorted_rows = rows[order]
-    same = (user[sorted_rows][1:] == user[sorted_rows][:-1]) & (at[sorted_rows][1:] == at[sorted_rows][:-1])
-    tied = np.flatnonzero(np.append(same, False)[: len(rows)] | np.append(False, same)[: len(rows)])
+    tied = ties(user[sorted_rows], at[sorted_rows])
     if len(tied):
         # Ids are texts, slow to order: only those of the few rows that share a user and a time are.
         these = sorted_rows[tied]

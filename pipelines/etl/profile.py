@@ -24,7 +24,7 @@ Names. A value that is not there (null, or a row that the name does not speak of
 | decisions   | sends               | kept rows | flag: the action is not hold |
 | decisions   | propensity, inverse_propensity, options | kept rows with a choice and a propensity | `choices` |
 | events      | bad:kind            | all rows | flag: no known kind |
-| events      | kind:KIND           | kept rows | flag |
+| events      | kind:KIND           | all rows | flag: kept, and of the kind |
 | users       | attribute:NAME      | kept rows | number |
 | transitions | null:COLUMN         | all rows | flag, of user_id, decided_at, split, legal, elapsed_days |
 | transitions | elapsed_days        | all rows | days |

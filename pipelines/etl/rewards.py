@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.etl.features import CLICK, DAY, DISABLE, Floats, Happenings, Ints, Keys, visits
+from pipelines.etl.features import CLICK, DAY, DISABLE, Floats, Happenings, Ints, Keys
 
 WEEK = 7 * DAY
 
@@ -93,17 +93,17 @@ def clicks_within(events: Happenings, sent: Notified, window: int) -> tuple[Happ
 
 
 def interval_rewards(
-    intervals: Intervals, is_send: NDArray[np.bool_], events: Happenings, clicks: Happenings, session_gap: int
+    intervals: Intervals, is_send: NDArray[np.bool_], events: Happenings, visited: Happenings, clicks: Happenings
 ) -> dict[str, Floats]:
     """Every built-in component, [N] float64 in its raw unit; `clicks` are those within their windows.
 
-    Events and clicks are given by user and time.
+    Events, visits and clicks are given by user and time.
     """
-    seen, off = visits(events, session_gap), events.of(DISABLE)
+    off = events.of(DISABLE)
     return {
         "sends": is_send.astype(np.float64),
         "clicks": intervals.count(clicks.user, clicks.at).astype(np.float64),
-        "visits": intervals.count(seen.user, seen.at).astype(np.float64),
-        "weekly_active_days": active_days(intervals, seen.user, seen.at),
+        "visits": intervals.count(visited.user, visited.at).astype(np.float64),
+        "weekly_active_days": active_days(intervals, visited.user, visited.at),
         "disables": (intervals.count(off.user, off.at) > 0).astype(np.float64),
     }

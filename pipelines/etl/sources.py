@@ -143,11 +143,7 @@ def _through_spark(
         if source is None:
             source = F.lit(None).cast(column.kind)
         value = _cast(source, column)
-        if (
-            there
-            and column.kind in (NUMBER, TIME)
-            and not _is_typed(raw.select(source.alias("value")), column)
-        ):
+        if there and column.kind in (NUMBER, TIME) and not _is_typed(raw.select(source.alias("value")), column):
             unread = source.isNotNull() & value.isNull()
             losses.append(F.when(unread, F.concat(F.lit(f"{column.name}="), source.cast(TEXT))))
             if column.name == "propensity":

@@ -17,7 +17,7 @@ from pipelines.etl import decisions as log
 from pipelines.etl.features import ACCOUNT_CLOSED, DAY, Floats, Ints, Probes, known, state_matrix
 from pipelines.etl.hashing import bucket_of, xxhash64
 from pipelines.etl.history import Before, History, Marked, read_history
-from pipelines.etl.marks import Plan, floats, ints
+from pipelines.etl.marks import Plan, floats
 from pipelines.etl.rewards import Intervals, clicks_within, interval_rewards
 from pipelines.etl.schemas import transition_schema
 from policies.constraints import legal_actions
@@ -79,7 +79,7 @@ def _rows(history: History, plan: Plan, before: Before | None) -> Rows:
 
     Of what came before `before.since` each user's last row alone counts: the next silent row is due `max_gap` after it.
     """
-    user, at, usable = history.user, ints(history.decisions, "at"), history.usable
+    user, at, usable = history.user, history.at, history.usable
     source = np.arange(len(user))
     if before is not None:
         kept = np.flatnonzero(at >= before.since)
@@ -110,7 +110,7 @@ def _next(user: Ints, at: Ints, watermark: int) -> tuple[Ints, Bools]:
 
 
 def _columns(history: History, rows: Rows, plan: Plan) -> pa.Table:
-    decided = history.decisions.take(pa.array(rows.source, mask=rows.silent))
+    decided = history.decisions.take(pa.array(_raw(history, rows), mask=rows.silent))
     actions = len(plan.contract.actions)
     legal = log.logged_legal(decided, plan)[0]
     legal[rows.silent] = np.arange(actions) == 0
@@ -120,10 +120,10 @@ def _columns(history: History, rows: Rows, plan: Plan) -> pa.Table:
         Probes(rows.user, rows.at, context),
         history.sends,
         history.events,
+        history.visits,
         history.people,
         plan.lookback,
         plan.features.click_prior,
-        plan.session_gap,
     )
     columns = _identity(history, decided, rows, plan)
     columns |= _actions(decided, rows, plan, action, legal)
@@ -189,7 +189,7 @@ def _outcomes(history: History, decided: pa.Table, rows: Rows, plan: Plan, actio
     intervals = Intervals(rows.user, rows.at, rows.end)
     is_send = np.array(plan.contract.is_send)[action] & rows.usable
     clicks, clicked = clicks_within(history.events, history.notified, plan.click_window)
-    built_in = interval_rewards(intervals, is_send, history.events, clicks, plan.session_gap)
+    built_in = interval_rewards(intervals, is_send, history.events, history.visits, clicks)
     outcome = log.outcomes(decided, plan)
     columns = {}
     for name in plan.contract.rewards:
@@ -209,9 +209,14 @@ def _attributed(history: History, rows: Rows, plan: Plan, is_send: Bools, clicke
 
     `clicked` are indices into history.notified, one per click within its window.
     """
-    was = np.isin(history.raw[rows.source], history.notified_raw[clicked]) if len(history.raw) else is_send & False
+    was = np.isin(_raw(history, rows), history.notified_raw[clicked])
     settled = is_send & plan.has_events & (rows.at + plan.click_window <= plan.watermark)
     return _nullable(was.astype(np.int32), settled, pa.int32())
+
+
+def _raw(history: History, rows: Rows) -> Ints:
+    """[R] places of the rows among the raw decisions; of a silent row it means nothing."""
+    return np.append(history.raw, -1)[rows.source]
 
 
 def _nullable(values: NDArray[Any], valid: Bools, kind: pa.DataType) -> pa.Array:
