@@ -14,9 +14,11 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from numpy.typing import NDArray
 
+from models import propensities
 from models.contract import REWARD_PREFIX, SPLITS, STATE_PREFIX, Contract
 from models.errors import InputError
 
+MICROSECONDS_PER_DAY = 86_400_000_000
 FLAGS = ("terminal", "truncated", "silent", "warm_up")
 PLAIN = (
     "user_id",
@@ -71,7 +73,9 @@ class Transitions:
     version: int
     """Delta version the rows were read from."""
     fingerprint: str
-    """Hash of the content of the version's usable rows."""
+    """Hash of what was read: the version's usable rows, and the estimates where they were joined."""
+    estimates_version: int | None = None
+    """Version of the table of estimated propensities that were joined, None where none were."""
 
     @property
     def next_row(self) -> NDArray[np.int64]:
@@ -91,17 +95,39 @@ class Transitions:
         changed: dict[str, Any] = {
             field.name: getattr(self, field.name)[rows]
             for field in fields(self)
-            if field.name not in {"contract", "user", "user_id", "version", "fingerprint"}
+            if field.name not in {"contract", "user", "user_id", "version", "fingerprint", "estimates_version"}
         }
         return replace(self, user=user.astype(np.int64), user_id=self.user_id[kept], **changed)
 
 
-def read(path: Path | str, contract: Contract, version: int | None = None) -> Transitions:
+def read(
+    path: Path | str,
+    contract: Contract,
+    version: int | None = None,
+    estimates: Path | str | None = None,
+    estimates_version: int | None = None,
+) -> Transitions:
     """The usable rows of one version of the Delta table at `path` (the newest by default), one bucket at a time.
+
+    A terminal row takes in the silent rows that follow it without a gap, up to the user's next row of another kind:
+    nobody is there to act, yet their time and rewards count. Where propensities are unknown they come from a version of
+    the table at `estimates` (the newest by default); logged and certain ones stay as they are.
 
     Raises InputError naming the table and column where the table, the version or a column is missing, where a usable
     row holds an unknown action or split, a legal list of another length, no legal action or a null reward, where a
-    user's last row says neither terminal nor truncated, and where no row is usable.
+    user's last row says neither terminal nor truncated, where no row is usable, and where the estimates were made for
+    other transitions or lack rows.
+    """
+    found, keys = read_with_keys(path, contract, version)
+    if estimates is None or not keys.num_rows:
+        return found
+    return _with_estimates(found, keys, path, estimates, estimates_version)
+
+
+def read_with_keys(path: Path | str, contract: Contract, version: int | None = None) -> tuple[Transitions, pa.Table]:
+    """The rows as by `read` without estimates; (user_id, decision_id) of those whose propensity is unknown, in order.
+
+    Raises InputError as `read` does.
     """
     delta = _open(path, version)
     columns = [
@@ -117,17 +143,67 @@ def read(path: Path | str, contract: Contract, version: int | None = None) -> Tr
         )
     buckets = pc.unique(dataset.to_table(columns=["bucket"])["bucket"]).to_pylist()
     parts: list[dict[str, NDArray[Any]]] = []
+    unknown: list[pa.Table] = []
     for bucket in sorted(buckets):
         rows = dataset.to_table(columns=columns, filter=(pc.field("bucket") == bucket) & pc.field("usable"))
         if rows.num_rows:
-            parts.append(_bucket(_sorted(rows), contract, str(path)))
+            rows = _sorted(rows)
+            part, kept = _absorb(_bucket(rows, contract, str(path)))
+            parts.append(part)
+            keys = rows.select(list(propensities.KEYS)).filter(pa.array(kept))
+            unknown.append(keys.filter(pa.array(np.isnan(part["propensity"]))))
     if not parts:
         raise InputError(f"{path}: version {delta.version()} has no usable row; look at the ETL's quarantine counts.")
     starts = np.cumsum([0, *(len(part["user_id"]) for part in parts)])
     for part, start in zip(parts, starts, strict=False):
         part["user"] = part["user"] + start
     joined: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Transitions(contract=contract, version=delta.version(), fingerprint=_fingerprint(contract, joined), **joined)
+    fingerprint = _fingerprint(contract, joined)
+    found = Transitions(contract=contract, version=delta.version(), fingerprint=fingerprint, **joined)
+    return found, pa.concat_tables(unknown)
+
+
+def count_unknown(path: Path | str) -> int:
+    """How many usable rows of the newest version have a null propensity.
+
+    Raises InputError where there is no table.
+    """
+    dataset = _open(path, None).to_pyarrow_dataset()
+    return int(dataset.count_rows(filter=pc.field("usable") & pc.field("propensity").is_null()))
+
+
+def _with_estimates(
+    found: Transitions, keys: pa.Table, path: Path | str, estimates: Path | str, version: int | None
+) -> Transitions:
+    """`found` with the estimates of the decisions in `keys`, which are its unknown rows in order."""
+    rows, facts, made = propensities.read(estimates, version)
+    if facts[propensities.MADE_FOR] != found.fingerprint:
+        raise InputError(
+            f"{estimates}: version {made} was estimated for version {facts[propensities.MADE_FROM]} of the "
+            f"transitions (fingerprint {facts[propensities.MADE_FOR]}), not for version {found.version} of "
+            f"{path} (fingerprint {found.fingerprint}); run `tactful propensity CONFIG` again."
+        )
+    placed = keys.append_column("place", pa.array(np.arange(keys.num_rows)))
+    joined = placed.join(rows, keys=list(propensities.KEYS)).sort_by("place")
+    lacking = joined.filter(pc.is_null(joined["propensity"]))
+    if lacking.num_rows or joined.num_rows != keys.num_rows:
+        first = f", first {lacking['decision_id'][0]}" if lacking.num_rows else ""
+        raise InputError(
+            f"{estimates}: version {made} holds {joined.num_rows - lacking.num_rows} estimates for {keys.num_rows} "
+            f"decisions without a propensity{first}; run `tactful propensity CONFIG` again."
+        )
+    unknown = np.isnan(found.propensity)
+    propensity = found.propensity.copy()
+    propensity[unknown] = joined["propensity"].to_numpy()
+    estimated = found.estimated | unknown
+    digest = hashlib.sha256(found.fingerprint.encode() + propensity.tobytes() + estimated.tobytes())
+    return replace(
+        found,
+        propensity=propensity,
+        estimated=estimated,
+        fingerprint=digest.hexdigest()[:16],
+        estimates_version=made,
+    )
 
 
 def _open(path: Path | str, version: int | None) -> DeltaTable:
@@ -165,7 +241,30 @@ def _bucket(rows: pa.Table, contract: Contract, path: str) -> dict[str, NDArray[
         **{name: rows[name].to_numpy().astype(np.bool_) for name in FLAGS},
     }
     _check(rows, part, contract, path)
+    only = (part["legal"].sum(axis=1) == 1) & part["legal"][np.arange(rows.num_rows), part["action"]]
+    # Where the logged action was the only legal one there is nothing to estimate.
+    part["propensity"] = np.where(np.isnan(part["propensity"]) & only, 1.0, part["propensity"])
     return part
+
+
+def _absorb(part: dict[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
+    """The columns with each silent tail of a terminal row added to it, and [N] which rows are left.
+
+    A tail is the silent rows i of the same user with t_i = t_{i-1} + Delta_{i-1}, from the terminal row on.
+    """
+    user, at, terminal = part["user"], part["decided_at"], part["terminal"].astype(np.int64)
+    end = at + np.rint(part["elapsed_days"] * MICROSECONDS_PER_DAY).astype(np.int64)
+    follows = np.zeros(len(user), dtype=np.bool_)
+    follows[1:] = part["silent"][1:] & (user[1:] == user[:-1]) & (at[1:] == end[:-1])
+    # Of each unbroken run of rows: whether one before this one was terminal.
+    before = np.cumsum(terminal) - terminal
+    head = np.maximum.accumulate(np.where(follows, 0, np.arange(len(user))))
+    kept = ~(follows & (before > before[head]))
+    start = np.flatnonzero(kept)
+    left = {name: column if name == "user_id" else column[kept] for name, column in part.items()}
+    for name in ("elapsed_days", "reward"):
+        left[name] = np.add.reduceat(part[name], start, axis=0)
+    return left, kept
 
 
 def _matrix(rows: pa.Table, names: Sequence[str], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -256,12 +256,13 @@ class Made:
 def shuffled(spark: SparkSession, sources: list[Source], buckets: int, days: Days | None) -> DataFrame:
     """The blocks of all raw rows, one partition per user bucket; every bucket has one, if an empty one."""
     parts = [source.over(spark, to_blocks(source.code, source.schema, buckets, days), SCHEMA) for source in sources]
-    schema = sources[0].schema
+    # A source holds a DataFrame, which does not travel to the workers.
+    schema, code = sources[0].schema, sources[0].code
 
     def seeds(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for bucket in batch.column("id").to_pylist():
-                yield block(schema.empty_table(), sources[0].code, bucket)
+                yield block(schema.empty_table(), code, bucket)
 
     parts.append(spark.range(0, buckets, 1, 1).mapInArrow(seeds, from_arrow_schema(SCHEMA)))
     return reduce(DataFrame.unionAll, parts).repartitionById(buckets, "bucket")

@@ -1,16 +1,18 @@
-"""Reading a small Delta table: order, next rows, nulls, and tables that cannot be read."""
+"""Reading a small Delta table: order, next rows, nulls, closed accounts, estimates, and what cannot be read."""
 
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from deltalake import write_deltalake
+from deltalake import DeltaTable, write_deltalake
 
+from models import propensities
 from models.contract import Contract
 from models.errors import InputError
-from models.table import read
+from models.table import Transitions, count_unknown, read, read_with_keys
 
 CONTRACT = Contract(("hold", "send"), ("badge", "rate"), ("sends", "clicks"))
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -55,7 +57,7 @@ def row(user: str, hour: float, decision: str, **changes: object) -> dict[str, o
 LOG = [
     row("bob", 36, "b3", truncated=True),
     row("bob", 12, "b2", terminal=True, action="send", reward_sends=1.0),
-    row("zoe", 5, "z1", truncated=True, split="test"),
+    row("zoe", 5, "z1", truncated=True, split="test", propensity=None, propensity_source=None),
     # An unusable row: bob's first decision was truncated by it, and it is not read.
     row("bob", 6, "b1x", usable=False, action=None, reward_sends=None, reward_clicks=None),
     row("bob", 0, "b1", truncated=True, legal=[True, False], propensity=None, propensity_source=None),
@@ -106,7 +108,8 @@ def test_columns_follow_the_contract_and_nulls_are_nan(lake) -> None:
     assert found.state[0].tolist() == [2.0, 0.25]  # badge, rate: the contract's order, not the table's
     assert np.isnan(found.state[2]).tolist() == [True, False]
     assert found.legal[3].tolist() == [True, False]
-    assert np.isnan(found.propensity).tolist() == [False, False, False, True, False, False, False]
+    assert np.isnan(found.propensity).tolist() == [False, False, False, False, False, False, True]
+    assert found.propensity[3] == 1  # bob's first: only what he was given was legal
     assert found.estimated.tolist() == [False, True, False, False, False, False, False]
     turned = read(lake, Contract(("hold", "send"), ("rate", "badge"), ("clicks", "sends")))
     assert turned.state[0].tolist() == [0.25, 2.0]
@@ -160,3 +163,200 @@ def test_tables_that_are_not_there(lake, tmp_path) -> None:
     write(tmp_path / "empty", [row("ann", 1, "a1", usable=False)])
     with pytest.raises(InputError, match="no usable row"):
         read(tmp_path / "empty", CONTRACT)
+
+
+# Closed accounts
+
+
+def silent(user: str, hour: float, days: float, **changes: object) -> dict[str, object]:
+    plain = {"silent": True, "legal": [True, False], "propensity": 1.0, "propensity_source": "certain"}
+    return row(user, hour, f"silent{hour}:{user}", elapsed_days=days, **{**plain, "reward_clicks": 0.0, **changes})
+
+
+def test_a_terminal_row_takes_in_the_silent_rows_behind_it(tmp_path) -> None:
+    """The account closes at 12 h; 0.25 + 7 + 7 + 1.5 = 15.75 days are covered from there, with 3 + 0 + 2 + 1 clicks."""
+    rows = [
+        silent("ann", 0, 0.5),  # silent, but before the account closed
+        row("ann", 12, "a1", terminal=True, elapsed_days=0.25, reward_clicks=3.0, action="send", reward_sends=1.0),
+        silent("ann", 18, 7.0),
+        silent("ann", 186, 7.0, reward_clicks=2.0, terminal=True),  # 18 + 7 * 24; closed twice
+        silent("ann", 354, 1.5, reward_clicks=1.0, truncated=True),  # 186 + 7 * 24, to the watermark
+        row("zoe", 354, "z1", truncated=True),
+    ]
+    write(tmp_path / "t", rows)
+    found = read(tmp_path / "t", CONTRACT)
+    assert found.user.tolist() == [0, 0, 1]
+    assert found.silent.tolist() == [True, False, False]
+    assert found.elapsed_days.tolist() == [0.5, 15.75, 0.5]
+    assert found.reward.tolist() == [[0, 0], [1, 6], [0, 354]]
+    assert found.terminal.tolist() == [False, True, False]
+    assert found.truncated.tolist() == [False, False, True]
+    assert found.action.tolist() == [0, 1, 0]
+    assert found.next_row.tolist() == [1, -1, -1]
+
+
+@pytest.mark.parametrize(
+    ("behind", "left"),
+    [
+        ([silent("ann", 12, 7.0, truncated=True)], 1),
+        ([silent("ann", 12, 7.0), row("ann", 180, "a2"), silent("ann", 192, 1.0, truncated=True)], 3),
+        ([silent("ann", 13, 7.0, truncated=True)], 2),
+        ([row("ann", 12, "a1x", usable=False), silent("ann", 24, 7.0, truncated=True)], 2),
+        ([row("ann", 12, "a2", truncated=True)], 2),
+        ([silent("bob", 12, 7.0, truncated=True)], 2),
+    ],
+    ids=["it does", "up to a decision", "not beyond a gap", "not past an unusable row", "no decision", "no other user"],
+)
+def test_which_rows_a_terminal_row_takes_in(tmp_path, behind, left) -> None:
+    write(tmp_path / "t", [row("ann", 0, "a1", terminal=True), *behind])
+    assert len(read(tmp_path / "t", CONTRACT).user) == left
+
+
+def naive(rows: list[dict[str, object]]) -> list[list[float]]:
+    """One row at a time: [days, clicks] of what is left."""
+    left: list[list[float]] = []
+    closed, due, user = False, None, None
+    for each in rows:
+        goes_on = each["user_id"] == user and each["silent"] and each["decided_at"] == due
+        if closed and goes_on:
+            left[-1] = [left[-1][0] + each["elapsed_days"], left[-1][1] + each["reward_clicks"]]
+        else:
+            left.append([each["elapsed_days"], each["reward_clicks"]])
+            closed = False
+        closed = closed or each["terminal"]
+        user, due = each["user_id"], each["decided_at"] + timedelta(days=each["elapsed_days"])
+    return left
+
+
+def test_closed_accounts_as_one_row_at_a_time_and_nothing_lost(tmp_path) -> None:
+    draw = np.random.default_rng(3)
+    rows = []
+    for user in range(60):
+        hour, last = 0.0, int(draw.integers(1, 9))
+        for k in range(last):
+            days = float(draw.integers(1, 40)) / 7
+            kind = silent if k and draw.random() < 0.7 else row
+            more = {"elapsed_days": days} if kind is row else {}
+            at = (f"u{user:02d}", hour, f"{k}") if kind is row else (f"u{user:02d}", hour, days)
+            made = kind(*at, **more, terminal=bool(draw.random() < 0.3), reward_clicks=float(draw.integers(5)))
+            made["decision_id"] = f"{user}:{k}"
+            made["truncated"] = k == last - 1 and not made["terminal"]
+            rows.append(made)
+            hour += days * 24 + (5 if draw.random() < 0.1 else 0)
+    write_deltalake(tmp_path / "t", pa.Table.from_pylist(rows[::-1], schema=SCHEMA), partition_by=["ds", "bucket"])
+    found = read(tmp_path / "t", CONTRACT)
+    wanted = np.array(naive(rows))
+    assert 60 < len(wanted) < len(rows) - 20
+    np.testing.assert_allclose(np.stack([found.elapsed_days, found.reward[:, 1]], axis=1), wanted, atol=1e-9)
+    assert found.elapsed_days.sum() == pytest.approx(sum(each["elapsed_days"] for each in rows), abs=1e-9)
+    assert found.reward[:, 1].sum() == sum(each["reward_clicks"] for each in rows)
+
+
+# Estimated propensities
+
+UNKNOWN = [
+    row("ann", 0, "a1", propensity=None, propensity_source=None),
+    row("ann", 12, "a2"),
+    row("ann", 24, "a3", propensity=None, propensity_source=None, truncated=True),
+    row("bob", 0, "b1", propensity=None, propensity_source=None, legal=[True, False]),
+    # A decision's id is its user's: ann has an a1 too.
+    row("bob", 12, "a1", propensity=None, propensity_source=None, truncated=True),
+    row("zoe", 12, "z1", propensity=0.9, truncated=True),
+]
+
+
+def estimate(lake: Path, at: Path, values: list[float], **facts: str) -> int:
+    """Estimates for the first rows of `lake` that lack one."""
+    found, keys = read_with_keys(lake, CONTRACT)
+    places = np.flatnonzero(np.isnan(found.propensity))[: len(values)]
+    columns = {"decided_at": found.decided_at[places], "propensity": np.array(values), "fold": np.zeros(len(values))}
+    made_for = {propensities.MADE_FOR: found.fingerprint, propensities.MADE_FROM: str(found.version)}
+    return propensities.write(at, keys[: len(values)], columns, {**made_for, **facts})
+
+
+@pytest.fixture
+def unknown(tmp_path) -> Path:
+    write(tmp_path / "unknown", UNKNOWN)
+    return tmp_path / "unknown"
+
+
+def test_estimates_fill_what_the_log_lacks_and_nothing_else(unknown, tmp_path) -> None:
+    assert count_unknown(unknown) == 4  # the one where only hold was legal among them
+    plain = read(unknown, CONTRACT)
+    _, keys = read_with_keys(unknown, CONTRACT)
+    assert keys.to_pylist() == [
+        {"user_id": "ann", "decision_id": "a1"},
+        {"user_id": "ann", "decision_id": "a3"},
+        {"user_id": "bob", "decision_id": "a1"},
+    ]
+    assert estimate(unknown, tmp_path / "p", [0.1, 0.2, 0.3]) == 0
+    found = read(unknown, CONTRACT, estimates=tmp_path / "p")
+    assert found.propensity.tolist() == [0.1, 0.5, 0.2, 1.0, 0.3, 0.9]
+    assert found.estimated.tolist() == [True, False, True, False, True, False]
+    assert (found.estimates_version, plain.estimates_version) == (0, None)
+    changed = {"propensity", "estimated", "fingerprint", "estimates_version"}
+    for name in {field.name for field in fields(Transitions)} - changed:
+        np.testing.assert_array_equal(getattr(found, name), getattr(plain, name))
+    assert found.where(found.user == 0).estimates_version == 0
+
+
+def test_the_fingerprint_tells_of_the_estimates(unknown, tmp_path) -> None:
+    plain = read(unknown, CONTRACT).fingerprint
+    for values in ([0.1, 0.2, 0.3], [0.1, 0.2, 0.4], [0.1, 0.2, 0.3]):
+        estimate(unknown, tmp_path / "p", values)
+    first, second, third = (read(unknown, CONTRACT, None, tmp_path / "p", v).fingerprint for v in range(3))
+    assert first == third
+    assert len({plain, first, second}) == 3
+    newest = read(unknown, CONTRACT, estimates=tmp_path / "p")
+    assert (newest.estimates_version, newest.propensity[4]) == (2, 0.3)
+
+
+def test_a_log_that_lacks_nothing_needs_no_estimates(unknown, tmp_path) -> None:
+    write(tmp_path / "whole", [row("ann", 0, "a1", truncated=True)])
+    estimate(unknown, tmp_path / "p", [0.1, 0.2, 0.3])
+    found = read(tmp_path / "whole", CONTRACT, estimates=tmp_path / "p")
+    assert (found.estimates_version, found.propensity.tolist()) == (None, [0.5])
+
+
+def test_estimates_that_do_not_fit_are_refused(unknown, tmp_path) -> None:
+    with pytest.raises(InputError, match="no estimated propensities; run `tactful propensity CONFIG` first"):
+        read(unknown, CONTRACT, estimates=tmp_path / "nothing")
+    estimate(unknown, tmp_path / "few", [0.1, 0.2])
+    with pytest.raises(InputError, match=r"holds 2 estimates for 3 decisions.*first a1; run `tactful propensity"):
+        read(unknown, CONTRACT, estimates=tmp_path / "few")
+    with pytest.raises(InputError, match=r"version 7 cannot be read.*then train again"):
+        read(unknown, CONTRACT, None, tmp_path / "few", 7)
+    write(tmp_path / "theirs", UNKNOWN)
+    with pytest.raises(InputError, match="not written by `tactful propensity`"):
+        read(unknown, CONTRACT, estimates=tmp_path / "theirs")
+
+
+def test_stale_estimates_are_refused_and_those_for_equal_rows_are_not(unknown, tmp_path) -> None:
+    estimate(unknown, tmp_path / "p", [0.1, 0.2, 0.3])
+    # Another version with the same rows, as a compaction leaves it.
+    DeltaTable(unknown).optimize.compact()
+    write(unknown, [row("zoe", 24, "z2", usable=False)])
+    assert read(unknown, CONTRACT, estimates=tmp_path / "p").propensity[0] == 0.1
+    made, version = len(UNKNOWN) - 1, DeltaTable(unknown).version()
+    write(unknown, [row("zoe", 36, "z3", truncated=True)])
+    with pytest.raises(
+        InputError, match=rf"for version {made} of the transitions .*not for version {version + 1} of .*run `tactful"
+    ):
+        read(unknown, CONTRACT, estimates=tmp_path / "p")
+    assert read(unknown, CONTRACT, version, tmp_path / "p").estimates_version == 0
+    assert estimate(unknown, tmp_path / "p", [0.4, 0.5, 0.6]) == 1
+    assert read(unknown, CONTRACT, None, tmp_path / "p").propensity[0] == 0.4
+    # Each version knows what it was made for, whatever came after it.
+    assert read(unknown, CONTRACT, version, tmp_path / "p", 0).propensity[0] == 0.1
+    with pytest.raises(InputError, match=rf"version 1 was estimated for version {version + 1} of"):
+        read(unknown, CONTRACT, version, tmp_path / "p", 1)
+
+
+def test_erasing_a_user_from_the_estimates_leaves_what_they_were_made_for(unknown, tmp_path) -> None:
+    estimate(unknown, tmp_path / "p", [0.1, 0.2, 0.3])
+    DeltaTable(tmp_path / "p").delete("user_id = 'bob'")
+    rows, facts, version = propensities.read(tmp_path / "p")
+    assert (rows.num_rows, version) == (2, 1)
+    assert facts[propensities.MADE_FROM] == str(len(UNKNOWN) - 1)
+    with pytest.raises(InputError, match="holds 2 estimates for 3 decisions"):
+        read(unknown, CONTRACT, estimates=tmp_path / "p")

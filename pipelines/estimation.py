@@ -1,0 +1,76 @@
+"""Propensities for a log that lacks them: from the transitions to the versioned table of estimates."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models import propensities, table
+from models.errors import InputError
+from pipelines.config import Config
+from policies.propensity import describe, estimate
+
+
+def run_propensity(config: Config) -> dict[str, Any]:
+    """Estimate every unknown propensity of the newest transitions and write them as a new version; returns the report.
+
+    The report is that of `policies.propensity.describe`, with the version written and the transitions it is for.
+
+    Raises InputError as `table.read` and `estimate` do, TransientError where another writer committed meanwhile.
+    """
+    transitions, keys = table.read_with_keys(config.transitions_path, config.contract)
+    found = estimate(transitions, config.propensity, config.seed)
+    report = describe(transitions, found, config.propensity, config.seed)
+    columns: dict[str, NDArray[Any]] = {
+        "decided_at": transitions.decided_at[found.rows],
+        "propensity": found.propensity,
+        "fold": found.fold,
+    }
+    made_from = {propensities.MADE_FROM: str(transitions.version), propensities.MADE_FOR: transitions.fingerprint}
+    facts = {**made_from, "model": json.dumps(report["model"]), "calibration": json.dumps(report["calibration"])}
+    version = propensities.write(config.propensities_path, keys, columns, facts)
+    return {**report, **made_from, "version": version}
+
+
+def transitions_to_train(config: Config) -> table.Transitions:
+    """The newest transitions, with the newest estimates of what the log lacks where there are any.
+
+    Raises InputError as `table.read` does: where the estimates are there, they must be for these transitions.
+    """
+    return _read(config, None, None)
+
+
+def transitions_to_evaluate(config: Config, lineage: Mapping[str, Any]) -> table.Transitions:
+    """The transitions that training read, by its `lineage`, with the same estimates, or the newest if it had none.
+
+    Raises InputError as `table.read` does, and where a propensity is neither logged nor estimated.
+    """
+    found = _read(config, lineage["data_version"], lineage["estimates_version"])
+    unknown = int(np.isnan(found.propensity).sum())
+    if unknown:
+        raise InputError(
+            f"{config.transitions_path}: {unknown} of {len(found.propensity)} decisions have no propensity; estimate "
+            "them (`tactful propensity CONFIG`: enough to evaluate, never to promote), or log the probability of the "
+            "action taken."
+        )
+    return found
+
+
+def _read(config: Config, version: int | None, estimates_version: int | None) -> table.Transitions:
+    estimates = config.propensities_path if propensities.exists(config.propensities_path) else None
+    return table.read(config.transitions_path, config.contract, version, estimates, estimates_version)
+
+
+def in_words(report: Mapping[str, Any]) -> str:
+    """One line for the terminal."""
+    errors = [
+        f"{each['ece']:.3f} over {each['decisions']:,} decisions of {whose} users"
+        for whose, key in (("training", "cross_fitted"), ("other", "held_out"))
+        if (each := report["calibration"][key]) is not None
+    ]
+    return (
+        f"{report['estimated']:,} of {report['decisions']:,} propensities estimated, {report['floored']:,} raised to "
+        f"{report['model']['floor']:g}; calibration error {', '.join(errors) or 'unknown: no decision had a choice'}"
+    )
