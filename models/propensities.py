@@ -52,7 +52,12 @@ def write(path: Path | str, keys: pa.Table, columns: Mapping[str, NDArray[Any]],
     arrays += [pa.array(columns[field.name]).cast(field.type) for field in list(SCHEMA)[len(KEYS) :]]
     try:
         write_deltalake(
-            str(path), pa.Table.from_arrays(arrays, schema=SCHEMA), mode="overwrite", commit_properties=properties
+            str(path),
+            pa.Table.from_arrays(arrays, schema=SCHEMA),
+            mode="overwrite",
+            commit_properties=properties,
+            # Statistics would keep the smallest and largest user id in the log for good, whoever is forgotten.
+            configuration={"delta.dataSkippingNumIndexedCols": "0"},
         )
     except CommitFailedError as error:
         raise TransientError(f"{path}: another writer committed first ({error}); run it again.") from None

@@ -1,5 +1,6 @@
 """The command line: thin over jobs.py, one command per step, exit codes as documented."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -57,11 +58,35 @@ def simulate(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def etl(config: ConfigPath, overrides: Overrides = None, rebuild: Rebuild = False) -> None:
-    """Turn the raw log into transitions; exit code 3 where the data broke a critical expectation."""
+def etl(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    rebuild: Rebuild = False,
+    first: Annotated[str | None, typer.Option("--from", metavar="DAY", help="First arrival day, YYYY-MM-DD.")] = None,
+    last: Annotated[
+        str | None, typer.Option("--to", metavar="DAY", help="Last arrival day; by default --from.")
+    ] = None,
+) -> None:
+    """Turn the raw log into transitions, all of it or what arrived on some days; exit code 3 on bad data."""
     from pipelines import jobs
 
-    jobs.etl(_load(config, overrides), rebuild=rebuild)
+    jobs.etl(_load(config, overrides), rebuild=rebuild, first=first, last=last)
+
+
+@app.command()
+def quality(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Make the thresholds of data quality from the reference period, for every later run of the ETL."""
+    from pipelines import jobs
+
+    jobs.quality(_load(config, overrides))
+
+
+@app.command()
+def propensity(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Estimate the propensities that the log lacks; they serve evaluation, and never a promotion."""
+    from pipelines import jobs
+
+    jobs.propensity(_load(config, overrides))
 
 
 @app.command()
@@ -105,15 +130,50 @@ def report(config: ConfigPath, overrides: Overrides = None) -> None:
     jobs.report(_load(config, overrides))
 
 
+@app.command()
+def vacuum(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
+) -> None:
+    """Remove files of every table that no kept version needs, see [retention]."""
+    from pipelines import jobs
+
+    jobs.vacuum(_load(config, overrides), dry_run=dry_run)
+
+
+@app.command()
+def forget(
+    config: ConfigPath,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="IDS...", help="User ids.", show_default=False)] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="A text with a user id on each line.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Erase users from every version of every table; what the raw log still holds of them is read no more."""
+    from pipelines import erase, jobs
+
+    jobs.forget(_load(config, overrides), [*(ids or []), *(erase.ids_in(file) if file else [])])
+
+
 def main() -> None:
     """Run the command; an error of ours is printed as its message and ends with its exit code."""
     # MLflow reads this when imported, and nobody asked it to phone anyone.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    _log_to_stderr()
     try:
         app()
     except TactfulError as error:
         _say(error)
         sys.exit(error.exit_code)
+
+
+def _log_to_stderr() -> None:
+    """Milestones and notices, with the time: what the on-call engineer reads the morning after."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("tactful")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
 
 def _say(error: Any) -> None:

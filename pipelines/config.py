@@ -18,6 +18,7 @@ from pipelines.etl.schemas import COLUMN_REWARD
 from policies.constraints import Constraints
 from policies.evaluate import EvaluateConfig
 from policies.gate import GateConfig
+from policies.propensity import PropensityConfig
 from policies.simulator import SimulatorConfig
 
 STATE_FEATURES = (
@@ -141,6 +142,32 @@ class Etl(Section):
         return self
 
 
+class Quality(Section):
+    """What a usual day is; a run holds its own days against it once `tactful quality` made thresholds."""
+
+    reference: tuple[date, date] | None = None
+    """First and last UTC day of a usual period: 7 whole days after the warm-up at least, whole weeks at best."""
+    warning: float = Field(3, gt=0)
+    """Robust standard deviations from the median at which a day is a warning, see etl/quality/thresholds.py."""
+    critical: float = Field(6, gt=0)
+    """The same at which a day stops the run."""
+    accept: list[date] = Field(default_factory=list)
+    """UTC days that differ for a known reason: no threshold judges them."""
+    docs: bool = True
+    """Build Great Expectations' Data Docs in every run."""
+
+    @model_validator(mode="after")
+    def ordered(self) -> Self:
+        if self.reference is not None and self.reference[0] > self.reference[1]:
+            first, last = self.reference
+            raise InputError(f"quality.reference is {first} to {last}; name the first day first.")
+        if self.critical < self.warning:
+            raise InputError(
+                f"quality.critical is {self.critical:g}, below quality.warning {self.warning:g}; a warning comes first."
+            )
+        return self
+
+
 class Policy(Section):
     """How a learned Q-function acts; part of the artifact, so that what is gated is what is deployed."""
 
@@ -155,6 +182,15 @@ class Score(Section):
 
     valid_hours: float = Field(24, gt=0)
     """A scored row is good for this long after its decide_at."""
+
+
+class Retention(Section):
+    """What `tactful vacuum` keeps of every table."""
+
+    versions: int = Field(10, ge=1)
+    """The newest versions that stay readable, beside those a model was learned from."""
+    orphan_hours: float = Field(24, ge=0)
+    """A file that no commit names goes once it is older: longer than any job runs."""
 
 
 class MlflowConfig(Section):
@@ -192,11 +228,14 @@ class Config(Section):
     features: Features
     constraints: Constraints = Constraints()
     etl: Etl = Etl()
+    quality: Quality = Quality()
+    propensity: PropensityConfig = PropensityConfig()
     train: TrainConfig
     policy: Policy = Policy()
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateConfig = GateConfig()
     score: Score = Score()
+    retention: Retention = Retention()
     mlflow: MlflowConfig = MlflowConfig()
     spark: SparkConfig = SparkConfig()
 
@@ -235,6 +274,10 @@ class Config(Section):
     @property
     def transitions_path(self) -> Path:
         return self.run_dir / "transitions"
+
+    @property
+    def propensities_path(self) -> Path:
+        return self.run_dir / "propensities"
 
     def etl_hash(self) -> str:
         """Fingerprint of everything that decides what a transition is."""

@@ -6,11 +6,15 @@ Each step reads what the steps before it left in the run's folder and leaves its
 |----------|-------------------------------|--------|
 | simulate | nothing                       | the raw datasets of the configuration |
 | etl      | the raw datasets              | transitions/, quarantine/, quality/, steps/etl.json |
-| train    | transitions/                  | policies/NAME/, an MLflow run, steps/train.json |
-| evaluate | transitions/, policies/       | tried.json, steps/evaluate.json |
+| quality  | quality/profiles/             | quality/thresholds.json, steps/quality.json |
+| propensity | transitions/                | propensities/ where the log lacks them, steps/propensity.json |
+| train    | transitions/, propensities/   | policies/NAME/, an MLflow run, steps/train.json |
+| evaluate | the same, policies/           | tried.json, steps/evaluate.json |
 | promote  | steps/evaluate.json, policies/| registry versions and aliases, steps/promote.json |
 | score    | raw datasets, the registry    | scores/, steps/score.json |
 | report   | steps/*.json                  | report.html, summary.json |
+
+Beside the road: vacuum removes files of the tables, forget erases users from them and leaves forgotten.json.
 """
 
 import hashlib
@@ -38,9 +42,14 @@ from models.errors import InputError
 from models.registry import Registry
 from models.train import BEHAVIOUR
 from models.train import train as fit_policies
+from pipelines import erase
 from pipelines import summary as summaries
+from pipelines import vacuum as retention
 from pipelines.config import Config
+from pipelines.estimation import in_words, run_propensity, transitions_to_evaluate, transitions_to_train
 from pipelines.etl.flow import run_etl
+from pipelines.etl.quality import make_thresholds
+from pipelines.etl.window import day_number
 from pipelines.night import run_scoring
 from pipelines.report import write_report
 from pipelines.session import spark_session
@@ -48,6 +57,7 @@ from pipelines.simulate import policy_truth, run_simulate
 from policies.baselines import Always, Never
 from policies.evaluate import evaluate as evaluate_policies
 from policies.gate import judge
+from policies.propensity import logged_calibration
 from policies.q_policy import QPolicy, deployed_probabilities
 
 # Into a file or a pipe a table is as wide as it needs, not as narrow as the eighty columns of nobody's terminal.
@@ -131,21 +141,48 @@ def simulate(config: Config) -> dict[str, Any]:
     return result
 
 
-def etl(config: Config, rebuild: bool = False) -> dict[str, Any]:
-    """Turn the raw log into transitions and check the data on the way."""
+def etl(config: Config, rebuild: bool = False, first: str | None = None, last: str | None = None) -> dict[str, Any]:
+    """Turn the raw log into transitions and check the data on the way; with `first`, what arrived from then to `last`.
+
+    Raises InputError where the days are no dates, or in the wrong order.
+    """
+    if first is None and last is not None:
+        raise InputError(f"--to {last}: without --from; name the first arrival day too.")
+    days = None if first is None else (day_number(first, "--from"), day_number(last or first, "--to"))
+    if days is not None and days[0] > days[1]:
+        raise InputError(f"--from {first} lies after --to {last}; name the first day first.")
     with _step(config, "etl") as result, _spark(config) as spark:
-        result.update(run_etl(spark, config, rebuild=rebuild))
+        result.update(run_etl(spark, config, rebuild=rebuild, days=days))
+    return result
+
+
+def quality(config: Config) -> dict[str, Any]:
+    """Make thresholds from the profiles that the ETL left of the reference period."""
+    with _step(config, "quality") as result:
+        made = make_thresholds(config.quality, config.run_dir / "quality")
+        result["reference"] = [str(day) for day in made.reference]
+        result["metrics"] = {name: len(bounds) for name, bounds in made.datasets.items()}
+        result["left_out"] = made.left_out
+    return result
+
+
+def propensity(config: Config) -> dict[str, Any]:
+    """Estimate the propensities that the log lacks, as a new version of the table of estimates."""
+    with _step(config, "propensity") as result:
+        result.update(run_propensity(config))
+        console.print(in_words(result))
     return result
 
 
 def train(config: Config) -> dict[str, Any]:
     """Learn every policy of `train.learners` and the behaviour network, export each, and log the run to MLflow."""
-    transitions = table.read(config.transitions_path, config.contract)
+    transitions = transitions_to_train(config)
     act = partial(deployed_probabilities, decision=_decision(config), is_send=config.contract.is_send)
     with _step(config, "train") as result:
         learned = fit_policies(transitions, config.train, config.seed, act)
         lineage = {
             "data_version": transitions.version,
+            "estimates_version": transitions.estimates_version,
             "fingerprint": transitions.fingerprint,
             "window": _window(transitions),
             "config_hash": _config_hash(config),
@@ -197,7 +234,7 @@ def _config_hash(config: Config) -> str:
 def evaluate(config: Config) -> dict[str, Any]:
     """Every policy by every estimator, on the data it was learned from; of a simulated log the true values beside."""
     lineage = _left_by(config, "train")["lineage"]
-    transitions = table.read(config.transitions_path, config.contract, lineage["data_version"])
+    transitions = transitions_to_evaluate(config, lineage)
     deployed = _artifacts(config)
     policies: list[Any] = [Never(), Always(), *_learned_policies(deployed)]
     mixed = deployed[config.gate.candidate].decision["rollout_share"] < 1
@@ -218,6 +255,8 @@ def evaluate(config: Config) -> dict[str, Any]:
         result.update(
             {"evaluation": found, "tried": tried, "judged": _fingerprints(deployed), "gate": asdict(config.gate)}
         )
+        result["estimates_version"] = transitions.estimates_version
+        result["logged_propensities"] = logged_calibration(transitions)
     return result
 
 
@@ -327,7 +366,9 @@ def report(config: Config) -> dict[str, Any]:
 
 def _summary(config: Config) -> dict[str, Any]:
     left = {step: _left_by(config, step) for step in ("etl", "train", "evaluate", "promote")}
-    optional = {step: _left_by(config, step) for step in ("simulate", "score") if _step_path(config, step).exists()}
+    estimated = left["evaluate"]["estimates_version"] is not None
+    steps = ("simulate", *(("propensity",) if estimated else ()), "score")
+    optional = {step: _left_by(config, step) for step in steps if _step_path(config, step).exists()}
     evaluation = left["evaluate"]["evaluation"]
     scoring = {k: v for k, v in optional["score"].items() if k != "seconds"} if "score" in optional else None
     return {
@@ -360,12 +401,40 @@ def _summary(config: Config) -> dict[str, Any]:
     }
 
 
+def vacuum(config: Config, dry_run: bool = False) -> dict[str, retention.Removed]:
+    """Remove the files that no kept version of a table needs."""
+    found = retention.vacuum(config, _lineages(config), dry_run)
+    console.print(retention.in_words(found, dry_run), highlight=False)
+    return found
+
+
+def _lineages(config: Config) -> list[dict[str, Any]]:
+    """What the newest policies were learned from, and those that the registry's aliases name."""
+    path = _step_path(config, "train")
+    found = [json.loads(path.read_text())["lineage"]] if path.exists() else []
+    # A registry that was never used is not made by looking into it.
+    if config.mlflow.tracking_uri is not None or (config.run_dir / "mlflow.db").exists():
+        versions = _registry(config)
+        named = [alias for alias in ("champion", "challenger") if versions.alias(alias) is not None]
+        found += [artifact.load(versions.load(alias)[0]).lineage for alias in named]
+    return found
+
+
+def forget(config: Config, ids: list[str]) -> erase.Forgotten:
+    """Erase users from every version of every table, and keep them out of those to come."""
+    found = erase.forget(config, ids)
+    console.print(erase.in_words(found, config), markup=False, highlight=False, soft_wrap=True)
+    return found
+
+
 def run(config: Config, rebuild: bool = False) -> dict[str, Any]:
     """Every step in order, on one Spark session; a log without candidates is not scored."""
     with _spark(config):
         if config.simulate is not None:
             simulate(config)
         etl(config, rebuild=rebuild)
+        if table.count_unknown(config.transitions_path):
+            propensity(config)
         train(config)
         evaluate(config)
         promote(config)

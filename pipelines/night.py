@@ -23,6 +23,7 @@ from pipelines.etl.flow import explained, shuffled
 from pipelines.etl.plans import as_of, make_plan, max_lateness, watermark
 from pipelines.etl.schemas import CANDIDATES, DECISIONS, EVENTS
 from pipelines.etl.sources import Source, open_sources
+from pipelines.etl.staging import Staged, new_run
 from pipelines.scoring import Night, run_nights, scores_layout
 
 
@@ -67,14 +68,14 @@ def _run(
         seed=_seed(config, night),
         schemas={source.code: source.schema for source in sources},
         root=table.resolve(),
-        run=store.new_run(),
+        run=new_run(),
     )
     try:
         scored = shuffled(spark, sources, config.etl.buckets, None).mapInArrow(
             run_nights(job), from_arrow_schema(RESULT)
         )
         results = scored.toArrow().to_pylist()
-        staged = [store.Staged(**json.loads(row["payload"])) for row in results if row["kind"] == "scores"]
+        staged = [Staged(**json.loads(row["payload"])) for row in results if row["kind"] == "scores"]
         counts = _counts([json.loads(row["payload"]) for row in results if row["kind"] == "counts"])
         committed = store.commit(table, staged, layout, {"policy_version": version}, base, {"night": [night]})
     except BaseException:

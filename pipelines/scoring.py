@@ -33,7 +33,7 @@ from models import artifact
 from models.contract import Contract
 from models.errors import InputError
 from pipelines.etl import decisions as log
-from pipelines.etl import store
+from pipelines.etl import staging
 from pipelines.etl.blocks import Batches, from_blocks
 from pipelines.etl.buckets import RESULT
 from pipelines.etl.features import Probes, is_missing, known, state_matrix
@@ -100,7 +100,7 @@ def run_nights(job: Night) -> Any:
 
     | kind   | payload |
     |--------|---------|
-    | scores | a `store.Staged` as JSON: a file of scored rows |
+    | scores | a `staging.Staged` as JSON: a file of scored rows |
     | counts | [[action, rule, rows, latest valid_until in us], ...] of the same rows, as JSON |
     """
 
@@ -111,7 +111,7 @@ def run_nights(job: Night) -> Any:
                 continue
             rows = score(whole, job).sort_by([("user_id", "ascending"), ("candidate_id", "ascending")])
             layout = scores_layout(job.plan.contract)
-            staged = store.write(rows, job.root, job.run, layout, {"night": job.night})
+            staged = staging.write(rows, job.root, job.run, layout, {"night": job.night})
             payloads = [json.dumps(asdict(staged)).encode(), json.dumps(_counts(rows)).encode()]
             yield pa.record_batch([["scores", "counts"], payloads], schema=RESULT)
 

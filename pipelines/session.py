@@ -1,13 +1,19 @@
-"""One Spark session with the settings that every job needs."""
+"""One Spark session with the settings that every job needs, on one machine or on a cluster."""
 
+import atexit
 import logging
 import os
 import shutil
 import sys
+import tempfile
+import zipfile
 from pathlib import Path
 
 from pyspark.sql import SparkSession
 
+import models
+import pipelines
+import policies
 from models.errors import InputError
 from pipelines.config import SparkConfig
 
@@ -17,37 +23,65 @@ SETTINGS = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
     "spark.sql.execution.arrow.maxRecordsPerBatch": "65536",
-    "spark.driver.host": "127.0.0.1",
-    "spark.driver.bindAddress": "127.0.0.1",
     "spark.log.level": "ERROR",
     # Readers see only what the Delta log names, so that moving every file twice would protect nobody.
     "spark.hadoop.mapreduce.fileoutputcommitter.algorithm.version": "2",
 }
+LOOPBACK = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
+"""Where every executor is on this machine."""
 
 
 def spark_session(config: SparkConfig, app: str) -> SparkSession:
     """The running session, or a new one on `config.master`; `config.conf` overrides every setting.
 
+    Workers on `local` import this package from where it lies; those of any other master get it as one archive, so that
+    their Python needs only numpy and pyarrow (and onnxruntime to score). That Python is PYSPARK_PYTHON, or where it is
+    not set the driver's.
+
     Raises InputError where Java is missing.
     """
     if not _has_java():
         raise InputError("Java was not found; install Java 17 (openjdk-17-jre-headless) or set JAVA_HOME.")
-    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    forked = config.master == "local" or config.master.startswith("local[")
+    settings = {**SETTINGS, "spark.sql.shuffle.partitions": str(config.shuffle_partitions)}
+    if forked or config.master.startswith("local-cluster["):
+        settings |= LOOPBACK
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
-    # Workers import the kernels: from where this very module was imported.
+    if forked:
+        _share_path()
+    logging.getLogger("py4j").setLevel(logging.WARNING)
+    builder = SparkSession.builder.appName(app).master(config.master)
+    for key, value in {**settings, **config.conf}.items():
+        builder = builder.config(key, value)
+    spark = builder.getOrCreate()
+    spark.sparkContext.setLogLevel("ERROR")
+    if not forked:
+        spark.sparkContext.addPyFile(str(archive()))
+    return spark
+
+
+def archive() -> Path:
+    """A zip of every Python file of this package, in a folder that goes when this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="tactful-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    made = folder / "tactful.zip"
+    # Installers that build reproducibly date files before 1980, which a zip cannot say.
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as into:
+        for package in (models, policies, pipelines):
+            root = Path(package.__path__[0])
+            for path in sorted(root.rglob("*.py")):
+                into.write(path, path.relative_to(root.parent))
+    return made
+
+
+def _share_path() -> None:
+    """Let workers forked on this machine import the kernels from where this very module was imported."""
     here = str(Path(__file__).resolve().parent.parent)
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     if here not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([here, *paths])
-    logging.getLogger("py4j").setLevel(logging.WARNING)
-    builder = SparkSession.builder.appName(app).master(config.master)
-    settings = {**SETTINGS, "spark.sql.shuffle.partitions": str(config.shuffle_partitions), **config.conf}
-    for key, value in settings.items():
-        builder = builder.config(key, value)
-    spark = builder.getOrCreate()
-    spark.sparkContext.setLogLevel("ERROR")
-    return spark
 
 
 def _has_java() -> bool:

@@ -3,18 +3,23 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date, timedelta
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import SparkSession
 
 from models.errors import InputError
-from pipelines.config import Config
 from pipelines.etl.blocks import Batches, arrival_day
-from pipelines.etl.schemas import DECISIONS, EVENTS, NAMES, UNKNOWN_DAY, USERS
-from pipelines.etl.sources import Days, Source
+from pipelines.etl.schemas import DECISIONS, EVENTS, NAMES, UNKNOWN_DAY, USERS, Days, days_of
+
+if TYPE_CHECKING:
+    # Workers import this module for its kernel, and need none of these.
+    from pyspark.sql import SparkSession
+
+    from pipelines.config import Config
+    from pipelines.etl.sources import Source
 
 EPOCH = date(1970, 1, 1)
 SCHEMA = pa.schema(
@@ -42,7 +47,7 @@ class Arrived:
     logged: int | None
     """Latest `logged` of the good ones, us."""
     first: int | None
-    """Earliest time of the good ones, us."""
+    """Earliest moment that the good ones can change anything, us."""
     misplaced: int
     """Rows that were logged on another day than that of their folder."""
 
@@ -57,9 +62,10 @@ Arrivals = dict[int, list[Arrived]]
 
 
 def read_arrivals(
-    spark: SparkSession, sources: Iterable[Source], as_of: int, max_lateness: int, days: Days | None
+    spark: "SparkSession", sources: Iterable["Source"], as_of: int, max_lateness: int, days: Days | None
 ) -> Arrivals:
-    """Count what arrived, of each dataset, on `days` (first and last) or ever; rows of no known day always count.
+    """Count what arrived, of each dataset, on `days` (first and last; of users, until then) or ever; rows of no known
+    day always count.
 
     Times in us. Raises InputError for a time zone of `users` that does not exist.
     """
@@ -67,7 +73,9 @@ def read_arrivals(
     for source in sources:
         names = ["user_id", "at", "logged", "day", *(["time_zone"] if source.code == USERS else [])]
         late = max_lateness if source.code != USERS else np.iinfo(np.int64).max
-        counted = source.over(spark, _count(as_of, late, days), SCHEMA, names).toArrow()
+        counted = source.over(
+            spark, _count(source.code, as_of, late, days_of(source.code, days)), SCHEMA, names
+        ).toArrow()
         _check_zones(counted["zone"])
         sums = counted.filter(pc.is_valid(counted["rows"])).group_by("day", use_threads=False)
         total = sums.aggregate(
@@ -79,21 +87,21 @@ def read_arrivals(
     return found
 
 
-def _count(as_of: int, max_lateness: int, days: Days | None) -> Callable[[Batches], Batches]:
+def _count(code: int, as_of: int, max_lateness: int, days: Days | None) -> Callable[[Batches], Batches]:
     def run(batches: Batches) -> Batches:
         zones: set[str] = set()
         for batch in batches:
             table = pa.Table.from_batches([batch])
             if "time_zone" in table.column_names:
                 zones.update(pc.unique(table["time_zone"]).drop_null().to_pylist())
-            yield _counted(table, as_of, max_lateness, days)
+            yield _counted(table, code, as_of, max_lateness, days)
         empty = [pa.nulls(len(zones), field.type) for field in SCHEMA][:-1]
         yield pa.record_batch([*empty, pa.array(sorted(zones), pa.string())], schema=SCHEMA)
 
     return run
 
 
-def _counted(table: pa.Table, as_of: int, max_lateness: int, days: Days | None) -> pa.RecordBatch:
+def _counted(table: pa.Table, code: int, as_of: int, max_lateness: int, days: Days | None) -> pa.RecordBatch:
     day = arrival_day(table)
     lag = pc.subtract(table["logged"], table["at"])
     good = pc.and_(pc.is_valid(table["user_id"]), pc.and_(pc.greater_equal(lag, 0), pc.less_equal(lag, max_lateness)))
@@ -105,7 +113,8 @@ def _counted(table: pa.Table, as_of: int, max_lateness: int, days: Days | None) 
             "rows": pa.repeat(pa.scalar(1, pa.int64()), len(day)),
             "good": pc.cast(good, pa.int64()),
             "logged": pc.if_else(good, table["logged"], pa.scalar(None, pa.int64())),
-            "first": pc.if_else(good, table["at"], pa.scalar(None, pa.int64())),
+            # A row of `users` changes nothing before it is known, however long it has held.
+            "first": pc.if_else(good, table["logged" if code == USERS else "at"], pa.scalar(None, pa.int64())),
             "misplaced": pc.cast(pc.invert(placed), pa.int64()),
         }
     )
@@ -146,7 +155,7 @@ def check_arrivals(arrivals: Arrivals) -> None:
             )
 
 
-def check_days(config: Config, arrivals: Arrivals, first: int | None, last: int | None) -> None:
+def check_days(config: "Config", arrivals: Arrivals, first: int | None, last: int | None) -> None:
     """Raise InputError for an arrival day without good rows between `first` and `last` (by default those that there
     are), unless it is known."""
     known = set(config.etl.known_gaps)

@@ -4,7 +4,7 @@ It sends back no row: the files it wrote, for the driver to commit, and what it 
 
 | kind                    | payload |
 |-------------------------|---------|
-| transitions, consent,   | a `store.Staged` as JSON: a file that was written into the table of that name |
+| transitions, consent,   | a `staging.Staged` as JSON: a file that was written into the table of that name |
 | quarantine/DATASET      | the same |
 | partial                 | a profile.PARTIAL table as Arrow bytes |
 | forgotten               | rows of users to be forgotten, left out, by dataset and arrival day, as JSON |
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from models.contract import REWARD_PREFIX, STATE_PREFIX
 from pipelines.etl import decisions as log
-from pipelines.etl import store
+from pipelines.etl import staging
 from pipelines.etl.blocks import Batches, from_blocks
 from pipelines.etl.features import DAY, DISABLE, ENABLE, KINDS
 from pipelines.etl.history import Before, Marked, mark
@@ -114,11 +114,11 @@ def _bucket(job: Job, bucket: int, tables: Mapping[int, pa.Table]) -> Iterator[R
     layout = transitions_layout(job.plan.contract)
     for day, rows in _by(made, made["ds"]):
         values = {"ds": day, "bucket": str(bucket)}
-        yield TRANSITIONS, _staged(store.write(rows, job.root / TRANSITIONS, job.run, layout, values))
+        yield TRANSITIONS, _staged(staging.write(rows, job.root / TRANSITIONS, job.run, layout, values))
     yield EXPECTED, json.dumps(_expected(marked, job.plan, before)).encode()
     changes = _consent(marked, before)
     if changes.num_rows:
-        staged = store.write(changes, job.root / CONSENT, job.run, consent_layout(), {"bucket": str(bucket)})
+        staged = staging.write(changes, job.root / CONSENT, job.run, consent_layout(), {"bucket": str(bucket)})
         yield CONSENT, _staged(staged)
 
 
@@ -194,7 +194,7 @@ def _consent(marked: Marked, before: Before | None) -> pa.Table:
     return pa.concat_tables([old, fresh]).sort_by([(name, "ascending") for name in schema.names])
 
 
-def _staged(staged: store.Staged) -> bytes:
+def _staged(staged: staging.Staged) -> bytes:
     return json.dumps(asdict(staged)).encode()
 
 
@@ -225,7 +225,7 @@ def _quarantine(job: Job, code: int, marked: Marked) -> Iterator[Result]:
     )
     place = QUARANTINE + NAMES[code]
     for day, part in _by(ordered, ordered["ds"]):
-        yield place, _staged(store.write(part, job.root / place, job.run, layout, {"ds": day}))
+        yield place, _staged(staging.write(part, job.root / place, job.run, layout, {"ds": day}))
 
 
 def _counted(job: Job, table: pa.Table) -> NDArray[np.bool_]:

@@ -59,6 +59,8 @@ def survey(key: str, path: Path, is_read: Callable[[str], bool]) -> Lake:
     types: dict[str, tuple[pa.DataType, str]] = {}
     groups: list[Piece] = []
     seen: Counter[str] = Counter()
+    # Workers may run in another folder.
+    path = path.resolve()
     paths = list(_listed(path))
     for name in paths:
         footer = _footer(key, name)

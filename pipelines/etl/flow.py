@@ -48,13 +48,15 @@ from pipelines.etl.schemas import (
     EVENTS,
     NAMES,
     USERS,
+    Days,
     Layout,
     consent_layout,
+    days_of,
     quarantine_layout,
     transitions_layout,
 )
-from pipelines.etl.sources import Days, Source, open_sources
-from pipelines.etl.store import Staged
+from pipelines.etl.sources import Source, open_sources
+from pipelines.etl.staging import Staged, new_run
 from pipelines.etl.window import FACTS, Window, open_window
 
 logger = logging.getLogger("tactful.etl")
@@ -113,6 +115,10 @@ def _run(spark: SparkSession, config: Config, rebuild: bool, days: Days | None) 
         sources = arrived_in if window.days == days else open_sources(spark, config, codes, window.days)
         if window.resume is None and window.days != days:
             arrivals = read_arrivals(spark, sources, window.plan.as_of, window.plan.max_lateness, window.days)
+    if window.resume is not None and USERS in arrivals:
+        # What `users` held before the first day counted when it arrived.
+        since = window.resume.first_day
+        arrivals[USERS] = [day for day in arrivals[USERS] if day.day is None or day.day >= since]
     notices = [notice for source in sources for notice in source.notices] + _misplaced(arrivals)
     for notice in notices:
         logger.warning(notice)
@@ -120,7 +126,7 @@ def _run(spark: SparkSession, config: Config, rebuild: bool, days: Days | None) 
         plan=window.plan,
         schemas={source.code: source.schema for source in sources},
         root=config.run_dir.resolve(),
-        run=store.new_run(),
+        run=new_run(),
         resume=window.resume,
         forgotten=forgotten(config),
     )
@@ -255,7 +261,10 @@ class Made:
 
 def shuffled(spark: SparkSession, sources: list[Source], buckets: int, days: Days | None) -> DataFrame:
     """The blocks of all raw rows, one partition per user bucket; every bucket has one, if an empty one."""
-    parts = [source.over(spark, to_blocks(source.code, source.schema, buckets, days), SCHEMA) for source in sources]
+    parts = [
+        source.over(spark, to_blocks(source.code, source.schema, buckets, days_of(source.code, days)), SCHEMA)
+        for source in sources
+    ]
     # A source holds a DataFrame, which does not travel to the workers.
     schema, code = sources[0].schema, sources[0].code
 

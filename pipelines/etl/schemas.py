@@ -41,6 +41,17 @@ COLUMN_REWARD = "column:"
 UNKNOWN_DAY = "unknown"
 """The arrival day of a row without any time."""
 
+Days = tuple[int, int]
+"""First and last arrival day, days since the epoch."""
+EVER = -(1 << 31)
+"""Earlier than any day."""
+
+
+def days_of(code: int, days: Days | None) -> Days | None:
+    """The arrival days of a dataset that a run over `days` reads: of `users` all before too, since a row holds on."""
+    return (EVER, days[1]) if days is not None and code == USERS else days
+
+
 TEXT, NUMBER, TIME, TEXTS = "string", "double", "timestamp", "array<string>"
 ARROW = {TEXT: pa.string(), NUMBER: pa.float64(), TIME: pa.int64(), TEXTS: pa.list_(pa.string())}
 """How the kernels see what a raw dataset gives."""

@@ -20,12 +20,10 @@ from pipelines.config import Config, Dataset, suggest
 from pipelines.etl import files
 from pipelines.etl.blocks import Batches
 from pipelines.etl.files import Piece
-from pipelines.etl.schemas import NAMES, NUMBER, TEXT, TEXTS, TIME, Wanted, raw_schema, wanted
+from pipelines.etl.schemas import NAMES, NUMBER, TEXT, TEXTS, TIME, Days, Wanted, days_of, raw_schema, wanted
 
 DAY_FOLDER = "ds"
 """Partition column of the arrival day, where a dataset is laid out by it."""
-Days = tuple[int, int]
-"""First and last arrival day, days since the epoch."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,8 @@ def open_sources(spark: SparkSession, config: Config, codes: Iterator[int] | ran
     for code in codes:
         dataset: Dataset | None = getattr(config.data, NAMES[code])
         if dataset is not None:
-            found.append(_open(spark, code, f"data.{NAMES[code]}", dataset, wanted(code, config), days))
+            columns = wanted(code, config)
+            found.append(_open(spark, code, f"data.{NAMES[code]}", dataset, columns, days_of(code, days)))
     return found
 
 

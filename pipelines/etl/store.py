@@ -1,43 +1,25 @@
-"""Delta tables: immutable Parquet files in a run's own folder, swapped in by one commit of the Delta log.
-
-A file is named by the hash of its content, so that a task that runs twice leaves one file, and so that a table's
-fingerprint can be told from the names alone.
-"""
+"""Delta tables: files written in a run's own folder (staging.py), swapped in by one commit of the Delta log."""
 
 import hashlib
 import json
-import os
 import shutil
 import time
-import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 from urllib.request import url2pathname
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, create_table_with_add_actions
 
 from models.errors import InputError, TransientError
 from pipelines.etl.schemas import Layout
+from pipelines.etl.staging import Staged
 
 ETL_HASH = "etl_hash"
-
-
-@dataclass(frozen=True)
-class Staged:
-    """A written file that no commit names yet."""
-
-    path: str
-    """Relative to the table."""
-    partition: Mapping[str, str]
-    rows: int
-    size: int
 
 
 def check_hash(table: Path, etl_hash: str, rebuild: bool) -> None:
@@ -61,35 +43,6 @@ def opened(table: Path) -> DeltaTable | None:
 def fact(table: DeltaTable, key: str) -> str | None:
     """What the newest commit that speaks of the key says of it; None where none does."""
     return next((str(entry[key]) for entry in table.history() if key in entry), None)
-
-
-def new_run() -> str:
-    """A folder name of its own for the files of one run."""
-    return uuid.uuid4().hex
-
-
-def write(rows: pa.Table, table: Path, run: str, layout: Layout, partition: Mapping[str, str]) -> Staged:
-    """Write one file of one partition where no reader sees it yet."""
-    folder = Path(run, *(f"{name}={partition[name]}" for name in layout.partitions))
-    sink = pa.BufferOutputStream()
-    columns = [field for field in layout.schema if field.name not in layout.partitions]
-    texts = [field.name for field in columns if pa.types.is_string(field.type)]
-    pq.write_table(
-        rows.select([field.name for field in columns]).cast(pa.schema(columns)),
-        sink,
-        compression="zstd",
-        use_dictionary=[name for name in texts if name not in ("decision_id", "row_id")],
-        write_statistics=["user_id"] if "user_id" in texts else False,
-        coerce_timestamps="us",
-    )
-    content = sink.getvalue()
-    name = hashlib.sha256(content).hexdigest()[:32] + ".parquet"
-    (table / folder).mkdir(parents=True, exist_ok=True)
-    unfinished = table / folder / f".{name}.{uuid.uuid4().hex}"
-    unfinished.write_bytes(content)
-    # Another attempt of the same task may have left the very same file.
-    os.replace(unfinished, table / folder / name)
-    return Staged(str(folder / name), dict(partition), rows.num_rows, content.size)
 
 
 def commit(

@@ -35,8 +35,7 @@ from pipelines.etl.features import DAY
 from pipelines.etl.marks import Plan
 from pipelines.etl.plans import make_plan, watermark
 from pipelines.etl.rewards import WEEK
-from pipelines.etl.schemas import DECISIONS, EVENTS, NAMES
-from pipelines.etl.sources import Days
+from pipelines.etl.schemas import DECISIONS, EVENTS, NAMES, Days
 
 FACTS = "etl_facts"
 
@@ -84,6 +83,11 @@ def open_window(
     Raises InputError where a dataset has no usable rows, and for days that are missing.
     """
     before = Facts.of(base) if base is not None and days is not None else None
+    if base is not None and days is not None and before is None:
+        raise InputError(
+            f"{config.transitions_path}: no commit of it tells which days it knows, so that none can be added; make it "
+            "anew without --from and --to."
+        )
     if before is None:
         check_arrivals(arrivals)
         check_days(config, arrivals, *(days or (None, None)))
