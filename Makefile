@@ -11,7 +11,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo heartsteps data test check install dev airflow-env java python clean
+.PHONY: help demo heartsteps data test check install dev airflow-env java python bench-etl notebooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,13 @@ check: dev ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench-etl: java dev ## Spark's ETL against DuckDB, 5 M decisions and 20 M events: runs/bench-etl/summary.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.etl bench
+
+notebooks: java dev ## the notebooks executed, with their pictures: runs/notebooks/
+	mkdir -p runs/notebooks
+	OMP_NUM_THREADS=1 $(BIN)/jupyter-execute notebooks/*.ipynb --output='../runs/notebooks/{notebook_name}'
 
 install: $(VENV)/install.stamp ## the project in .venv
 

@@ -1,0 +1,157 @@
+"""The notebooks run from a fresh kernel, offline and on one thread, and their assertions can fail."""
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+FIRST = NOTEBOOKS[0]
+
+OFFLINE = """
+import ipaddress
+import socket
+
+_connect = socket.socket.connect
+
+
+def _local_only(self, address):
+    if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] != "localhost":
+        if not ipaddress.ip_address(address[0]).is_loopback:
+            raise OSError(f"the notebook leaves this machine for {address}")
+    return _connect(self, address)
+
+
+socket.socket.connect = _local_only
+"""
+"""Before everything else: whoever leaves this machine fails."""
+
+BREAKS = [
+    ("adjacency", 'table.loc[0, "elapsed_days"] += 1e-4'),
+    ("adjacency", 'table["truncated"] = False'),
+    ("week-check", 'week["reward_clicks"] += 1'),
+    ("week-check", 'week["reward_weekly_active_days"] += 1e-8'),
+    ("balance", "mu = np.full(len(rows), 0.5)"),
+    ("conservation-table", 'report["rows"]["transitions"]["silent"] += 1'),
+    ("conservation-table", 'report["rows"]["events"]["by_day"]["2026-01-09"]["kept"] -= 1'),
+    ("score", 'spoilt["events", "too_late"] += 1'),
+    ("identity-check", 'table.loc[table["usable"].idxmax(), "reward_visits"] += 1'),
+    ("identity-check", 'table.loc[table["usable"].idxmax(), "reward_weekly_active_days"] += 1e-4'),
+]
+"""Cell, and a harm that its assertions must notice."""
+HARMLESS = [(cell, "pass") for cell in dict(BREAKS)]
+"""The same cells on data that nobody harmed: else to notice would mean nothing."""
+
+HARM = """
+import copy
+
+_whole = {name: copy.deepcopy(globals()[name]) for name in ("table", "week", "report", "spoilt", "mu")}
+_run = {"rates": [float(from_rows), float(from_visits)], "left_over": float(left_over.max()), "rows": len(table)}
+_unnoticed = []
+for _cell, _harm in BREAKS:
+    exec(_harm)
+    try:
+        exec(SOURCES[_cell])
+        _unnoticed.append([_cell, _harm])
+    except AssertionError:
+        pass
+    globals().update(copy.deepcopy(_whole))
+"""
+
+TOLD = """
+import json
+import torch
+
+print(json.dumps({
+    **_run,
+    "unnoticed": _unnoticed,
+    "threads": torch.get_num_threads(),
+    "left_behind": folder.exists(),
+}))
+"""
+
+
+def code(source: str) -> Any:
+    return nbformat.v4.new_code_cell(source)
+
+
+def sections(notebook: Any) -> dict[str, list[Any]]:
+    """Second-level heading -> the code cells under it."""
+    found: dict[str, list[Any]] = {}
+    under: list[Any] = []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            under = found.setdefault(cell.source.splitlines()[0].removeprefix("## "), [])
+        elif cell.cell_type == "code":
+            under.append(cell)
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_is_stored_without_outputs_for_the_kernel_that_everybody_has(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    stored = [cell.id for cell in notebook.cells if cell.cell_type == "code" and (cell.outputs or cell.execution_count)]
+    assert stored == [], "clear the outputs: pictures make the repository grow with every run"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_section_asserts_what_it_says(path):
+    silent = [
+        title
+        for title, cells in sections(nbformat.read(path, as_version=4)).items()
+        if not any(isinstance(node, ast.Assert) for cell in cells for node in ast.walk(ast.parse(cell.source)))
+    ]
+    assert silent == []
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """The first notebook, run; its assertions tried on harmed data before it cleans up, and what it found told."""
+    notebook = nbformat.read(FIRST, as_version=4)
+    sources = {cell.id: cell.source for cell in notebook.cells}
+    *cells, clean = notebook.cells
+    harm = f"BREAKS = {BREAKS + HARMLESS!r}\nSOURCES = {sources!r}\n{HARM}"
+    notebook.cells = [code(OFFLINE), *cells, code(harm), clean, code(TOLD)]
+    own = tmp_path_factory.mktemp("jupyter")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        # A notebook that fails does not reach the cell that cleans up.
+        patch.setenv("TMPDIR", str(own))
+        patch.delenv("MPLBACKEND", raising=False)
+        for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR"):
+            patch.setenv(name, str(own / name.lower()))
+        NotebookClient(
+            notebook, timeout=400, kernel_name="python3", resources={"metadata": {"path": str(FIRST.parent)}}
+        ).execute()
+    told = "".join(output.text for output in notebook.cells[-1].outputs if output.get("name") == "stdout")
+    return notebook, json.loads(told)
+
+
+def test_it_ran_and_drew(executed):
+    notebook, told = executed
+    pictures = {
+        title: sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)
+        for title, cells in sections(notebook).items()
+    }
+    assert [pictures[title] for title in pictures if title[0] in "1234"] == [1, 2, 2, 1]
+    assert told["rows"] > 10_000
+    assert told["threads"] == 1
+    assert not told["left_behind"]
+
+
+def test_the_weekly_active_rate_is_the_same_by_rewards_and_by_visits(executed):
+    _, told = executed
+    by_rewards, by_visits = told["rates"]
+    assert 0.2 < by_rewards < 0.9
+    assert abs(by_rewards - by_visits) < 1e-9
+    assert told["left_over"] < 1e-6
+
+
+def test_its_assertions_notice_harm(executed):
+    assert executed[1]["unnoticed"] == [list(each) for each in HARMLESS]
