@@ -21,7 +21,7 @@ from models.errors import InputError, TransientError
 from pipelines import erase
 from pipelines.cli import app
 from pipelines.config import Config, validate
-from pipelines.etl import store
+from pipelines.etl import staging, store
 from pipelines.etl.flow import run_etl
 from pipelines.etl.schemas import Layout
 from pipelines.simulate import run_simulate
@@ -64,8 +64,8 @@ def rows(users: Collection[str], day: str, start: int = 0) -> pa.Table:
 
 def write(config: Config, name: str, users: dict[str, Collection[str]], add: bool = False, **facts: str) -> int:
     """Make the users of each day the newest version of a table, or what it has and these days."""
-    table, run = config.run_dir / name, store.new_run()
-    staged = [store.write(rows(ids, day), table, run, LAYOUT, {"ds": day}) for day, ids in users.items()]
+    table, run = config.run_dir / name, staging.new_run()
+    staged = [staging.write(rows(ids, day), table, run, LAYOUT, {"ds": day}) for day, ids in users.items()]
     return store.commit(table, staged, LAYOUT, facts, store.opened(table), {"ds": users} if add else None)
 
 
@@ -216,8 +216,8 @@ def test_a_crash_anywhere_is_finished_by_the_same_request(
 def test_a_run_on_the_way_loses_even_where_the_table_has_no_row_of_theirs(config: Config) -> None:
     write(config, "scores", {DAYS[0]: OTHERS})
     base = store.opened(config.run_dir / "scores")
-    run = store.new_run()
-    staged = store.write(rows(GONE, DAYS[0]), config.run_dir / "scores", run, LAYOUT, {"ds": DAYS[0]})
+    run = staging.new_run()
+    staged = staging.write(rows(GONE, DAYS[0]), config.run_dir / "scores", run, LAYOUT, {"ds": DAYS[0]})
     erase.forget(config, GONE)
     with pytest.raises(TransientError):
         store.commit(config.run_dir / "scores", [staged], LAYOUT, {}, base)
@@ -253,8 +253,8 @@ def test_who_commits_first_wins_and_forget_leaves_nothing_staged(
 def test_what_crashed_runs_left_of_them_goes_and_a_running_job_keeps_the_rest(config: Config) -> None:
     write(config, "scores", {DAYS[0]: OTHERS})
     table = config.run_dir / "scores"
-    theirs = table / store.write(rows(GONE, DAYS[0]), table, "crashed", LAYOUT, {"ds": DAYS[0]}).path
-    fresh = table / store.write(rows(OTHERS, DAYS[1]), table, "running", LAYOUT, {"ds": DAYS[1]}).path
+    theirs = table / staging.write(rows(GONE, DAYS[0]), table, "crashed", LAYOUT, {"ds": DAYS[0]}).path
+    fresh = table / staging.write(rows(OTHERS, DAYS[1]), table, "running", LAYOUT, {"ds": DAYS[1]}).path
     torn = theirs.with_name(".half")
     torn.write_bytes(theirs.read_bytes()[:-20])
     found = erase.forget(config, GONE)

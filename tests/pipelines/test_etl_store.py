@@ -14,7 +14,7 @@ from pyspark.sql import SparkSession
 from models.contract import Contract
 from models.errors import InputError, TactfulError, TransientError
 from pipelines.config import Config, validate
-from pipelines.etl import flow, store
+from pipelines.etl import flow, staging, store
 from pipelines.etl.flow import run_etl
 from pipelines.etl.schemas import Layout, transitions_layout
 
@@ -97,10 +97,10 @@ def test_the_slower_of_two_runs_may_try_again(
     assert DeltaTable(config.transitions_path, version=0).to_pyarrow_table().num_rows == 1
 
 
-def staged_rows(table: Path, layout: Layout, day: str = "2024-01-01") -> store.Staged:
+def staged_rows(table: Path, layout: Layout, day: str = "2024-01-01") -> staging.Staged:
     """One staged file with one row of a day, as a task leaves it."""
     rows = pa.Table.from_pylist([{"user_id": "u", "decision_id": "d", "ds": day, "bucket": 0}], layout.schema)
-    return store.write(rows, table, store.new_run(), layout, {"ds": day, "bucket": "0"})
+    return staging.write(rows, table, staging.new_run(), layout, {"ds": day, "bucket": "0"})
 
 
 def test_another_configuration_demands_a_rebuild(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_one_task_that_runs_twice_leaves_one_file(tmp_path: Path) -> None:
     )
     rows = pa.Table.from_pylist([row], layout.schema)
     where = {"ds": "2024-01-01", "bucket": "0"}
-    staged = [store.write(rows, tmp_path, run, layout, where) for run in ("one", "one", "two")]
+    staged = [staging.write(rows, tmp_path, run, layout, where) for run in ("one", "one", "two")]
     assert staged[0] == staged[1]
     assert len(left(tmp_path)) == 2
     prints = []
@@ -184,5 +184,5 @@ def test_one_task_that_runs_twice_leaves_one_file(tmp_path: Path) -> None:
         prints.append(store.fingerprint(DeltaTable(tmp_path)))
     assert prints[0] == prints[1]
     other = pa.Table.from_pylist([{**row, "user_id": "v"}], layout.schema)
-    store.commit(tmp_path, [store.write(other, tmp_path, "two", layout, where)], layout, {}, store.opened(tmp_path))
+    store.commit(tmp_path, [staging.write(other, tmp_path, "two", layout, where)], layout, {}, store.opened(tmp_path))
     assert store.fingerprint(DeltaTable(tmp_path)) != prints[0]

@@ -14,7 +14,7 @@ from models import artifact
 from models.errors import InputError
 from pipelines import jobs
 from pipelines.config import Config, validate
-from pipelines.etl import store
+from pipelines.etl import staging, store
 from pipelines.etl.schemas import Layout
 from pipelines.vacuum import in_words, vacuum
 
@@ -38,14 +38,14 @@ def make(folder: Path, **retention: Any) -> Config:
     return validate(tree, "vacuum.toml")
 
 
-def stage(config: Config, name: str, version: int, day: str, run: str) -> store.Staged:
+def stage(config: Config, name: str, version: int, day: str, run: str) -> staging.Staged:
     rows = pa.table({"user_id": ["a", "b"], "n": [version, version], "ds": [day, day]}, schema=ROWS)
-    return store.write(rows, config.run_dir / name, run, LAYOUT, {"ds": day})
+    return staging.write(rows, config.run_dir / name, run, LAYOUT, {"ds": day})
 
 
 def commit(config: Config, name: str, version: int, replace: str | None = None) -> int:
     """A new version of both days, or of one of them."""
-    table, run = config.run_dir / name, store.new_run()
+    table, run = config.run_dir / name, staging.new_run()
     staged = [stage(config, name, version, day, run) for day in (DAYS if replace is None else (replace,))]
     parts = None if replace is None else {"ds": [replace]}
     return store.commit(table, staged, LAYOUT, {"etl_hash": "h"}, store.opened(table), parts)
@@ -141,7 +141,7 @@ def test_old_files_of_kept_versions_stay(config: Config) -> None:
 def test_a_writer_on_the_way_does_not_lose(config: Config) -> None:
     table = config.transitions_path
     base = store.opened(table)
-    staged = stage(config, "transitions", 5, DAYS[1], store.new_run())
+    staged = stage(config, "transitions", 5, DAYS[1], staging.new_run())
     vacuum(config, [])
     assert store.commit(table, [staged], LAYOUT, {}, base, {"ds": [DAYS[1]]}) == 5
     assert readable(config, "transitions")[5] == [1, 5]
