@@ -113,8 +113,9 @@ def _run(spark: SparkSession, config: Config, rebuild: bool, days: Days | None) 
         arrivals = read_arrivals(spark, arrived_in, as_of(config), max_lateness(config), days)
         window = open_window(config, arrivals, days, None if rebuild else bases[TRANSITIONS], bases[CONSENT])
         sources = arrived_in if window.days == days else open_sources(spark, config, codes, window.days)
-        if window.resume is None and window.days != days:
-            arrivals = read_arrivals(spark, sources, window.plan.as_of, window.plan.max_lateness, window.days)
+        accounted = window.accounted
+        if accounted != days:
+            arrivals = read_arrivals(spark, sources, window.plan.as_of, window.plan.max_lateness, accounted)
     if window.resume is not None and USERS in arrivals:
         # What `users` held before the first day counted when it arrived.
         since = window.resume.first_day
@@ -155,7 +156,9 @@ def _finish(run: "Run", arrivals: Arrivals, made: "Made") -> Report:
             if code in arrivals:
                 quality.check_quarantined(NAMES[code], rows[NAMES[code]], config.etl.max_quarantined)
         span = quality.Clock(plan.log_start, plan.watermark, plan.warmup, plan.max_lateness, plan.max_gap)
-        datasets = [NAMES[code] for code in run.job.schemas] + [TRANSITIONS]
+        # On a known gap there may be no rows of a dataset; that none at all were read was refused before.
+        there = [code for code in run.job.schemas if window.resume is None or rows[NAMES[code]]["read"]]
+        datasets = [NAMES[code] for code in there] + [TRANSITIONS]
         checked = quality.check_profiles(
             made.partials, span, config.contract, config.quality, folder, datasets, replace=window.resume is None
         )

@@ -22,7 +22,7 @@ Names. A value that is not there (null, or a row that the name does not speak of
 | decisions   | bad:action          | all rows | flag: none of the configured actions |
 | decisions   | bad:propensity      | rows with a propensity | flag: outside (0, 1] |
 | decisions   | sends               | kept rows | flag: the action is not hold |
-| decisions   | propensity, inverse_propensity, options | kept rows with a choice and a propensity | `choices` |
+| decisions   | propensity, inverse_propensity, options, inverse_variance | kept rows with a known choice | `choices` |
 | events      | bad:kind            | all rows | flag: no known kind |
 | events      | kind:KIND           | all rows | flag: kept, and of the kind |
 | users       | attribute:NAME      | kept rows | number |
@@ -92,13 +92,19 @@ def measure(
 
 
 def choices(propensity: Column, options: Column, kept: Column) -> dict[str, Column]:
-    """The columns propensity, inverse_propensity and options, [N] each, NaN where a row shows no known choice.
+    """The columns propensity, inverse_propensity, options and inverse_variance, [N], NaN where no choice is known.
+
+    inverse_variance: what the variance of 1/mu(a) is at least, 1/p + (m - 1)^2 / (1 - p) - m^2 with m options: its
+    value where the other actions share the rest equally. It does not vanish where all rows show one action.
 
     propensity: [N], NaN where unknown. options: [N] number of actions legal by the log. kept: [N] booleans.
     """
     known = kept & (options > 1) & (propensity > 0)
-    p = np.where(known, propensity, np.nan)
-    return {"propensity": p, "inverse_propensity": 1 / p, "options": np.where(known, options, np.nan)}
+    p, m = np.where(known, propensity, np.nan), np.where(known, options, np.nan)
+    with np.errstate(divide="ignore"):
+        others = np.where(p < 1, (m - 1) ** 2 / (1 - p), 0.0)
+    variance = np.where(known, np.maximum(1 / p + others - m**2, 0.0), np.nan)
+    return {"propensity": p, "inverse_propensity": 1 / p, "options": m, "inverse_variance": variance}
 
 
 def merge(partials: Iterable[pa.Table]) -> pa.Table:

@@ -73,6 +73,11 @@ class Window:
     resume: Resume | None
     """None where every row is made anew."""
 
+    @property
+    def accounted(self) -> Days | None:
+        """The arrival days whose rows are counted, and whose quarantine is made anew: from there on reasons change."""
+        return self.days if self.resume is None else (self.resume.first_day, self.facts.last_day)
+
 
 def open_window(
     config: Config, arrivals: Arrivals, days: Days | None, base: DeltaTable | None, consent: DeltaTable | None
@@ -99,7 +104,8 @@ def open_window(
     plan = _plan(config, facts)
     if not plan.silent_rows:
         return Window(plan, facts, (facts.first_day, facts.last_day), None)
-    first = min((day.first for found in arrivals.values() for day in found if day.first is not None), default=None)
+    fresh = [day for found in arrivals.values() for day in found if day.day is not None and day.day >= days[0]]
+    first = min((day.first for day in fresh if day.first is not None), default=None)
     changed = min(days[0] * DAY - plan.max_lateness, before.watermark, plan.watermark)
     # A row in the folder of a later day than it was logged can be older still.
     changed = changed if first is None else min(changed, first)

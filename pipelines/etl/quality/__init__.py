@@ -154,7 +154,7 @@ def propensity_sums(partials: pa.Table) -> dict[str, float]:
     propensities are right). Raises QualityError for a deterministic log, and for c outside [0.8, 1.25] by more than 4
     standard errors.
     """
-    sums = profiles.sums(partials, "decisions", ("propensity", "inverse_propensity", "options"))
+    sums = profiles.sums(partials, "decisions", ("propensity", "inverse_propensity", "options", "inverse_variance"))
     n = sums["propensity"]["count"]
     if not n:
         return {"rows": 0}
@@ -167,7 +167,9 @@ def propensity_sums(partials: pa.Table) -> dict[str, float]:
     inverse, options = sums["inverse_propensity"]["total"], sums["options"]["total"]
     ratio = inverse / options
     variance = (sums["inverse_propensity"]["squares"] - inverse**2 / n) / max(n - 1, 1)
-    error = max(variance, 0.0) ** 0.5 / (options / n) / n**0.5
+    # Few rows may all show the common action: the spread of the sample says nothing then, that of the policy does.
+    variance = max(variance, sums["inverse_variance"]["total"] / n)
+    error = variance**0.5 / (options / n) / n**0.5
     total = 1 / ratio
     if not INVERSE_SUM[0] <= total <= INVERSE_SUM[1] and abs(ratio - 1) > STANDARD_ERRORS * error:
         raise QualityError(
