@@ -54,7 +54,8 @@ class Arrived:
     @property
     def text(self) -> str:
         """YYYY-MM-DD."""
-        return UNKNOWN_DAY if self.day is None else str(EPOCH + timedelta(days=self.day))
+        # A clock can be further ahead than Python's dates reach.
+        return UNKNOWN_DAY if self.day is None else str(np.datetime64(self.day, "D"))
 
 
 Arrivals = dict[int, list[Arrived]]

@@ -64,12 +64,17 @@ def survey(key: str, path: Path, is_read: Callable[[str], bool]) -> Lake:
     paths = list(_listed(path))
     for name in paths:
         footer = _footer(key, name)
-        found = DAY_FOLDER.search(os.path.relpath(name, path if path.is_dir() else path.parent))
-        day = (date.fromisoformat(found[1]) - EPOCH).days if found else None
+        day = _day(key, name, os.path.relpath(name, path if path.is_dir() else path.parent))
+        old = {column.name for column in map(footer.schema.column, range(len(footer.schema)))
+               if column.physical_type == "INT96"}  # fmt: skip
         for field in footer.schema.to_arrow_schema():
             seen[field.name] += 1
             if not is_read(field.name):
                 continue
+            if pa.types.is_timestamp(field.type) and field.type.unit == "ns" and field.name not in old:
+                raise InputError(
+                    f"{key}: column {field.name!r} in {name} is in nanoseconds; write timestamps in microseconds."
+                )
             known, where = types.setdefault(field.name, (field.type, name))
             if known != field.type and not pa.types.is_null(field.type):
                 if pa.types.is_null(known):
@@ -100,6 +105,15 @@ def _listed(path: Path) -> Iterator[str]:
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if name[0] not in "._")
         yield from (os.path.join(folder, name) for name in sorted(names) if name[0] not in "._")
+
+
+def _day(key: str, name: str, place: str) -> int | None:
+    """Arrival day of the folder that a file lies in, days since the epoch; None where the folder names none."""
+    found = DAY_FOLDER.search(place)
+    try:
+        return (date.fromisoformat(found[1]) - EPOCH).days if found else None
+    except ValueError:
+        raise InputError(f"{key}: {name} lies in the folder of a day that does not exist; rename the folder.") from None
 
 
 def _footer(key: str, name: str) -> pq.ParquetFile:
@@ -175,6 +189,8 @@ def _group(piece: Piece, wanted: set[str]) -> tuple[pa.Table, int]:
 
 def _value(column: pa.ChunkedArray, wanted: Wanted) -> Any:
     """As Spark's cast would have it: times in microseconds, an empty id is no id."""
+    if pa.types.is_null(column.type):
+        return pa.nulls(len(column), ARROW[wanted.kind])
     if wanted.kind == TIME:
         return column.cast(pa.timestamp("us", column.type.tz)).cast(pa.int64())
     found = column.cast(ARROW[wanted.kind], safe=wanted.kind != NUMBER)

@@ -17,6 +17,7 @@ from functools import reduce
 
 import pyarrow as pa
 from deltalake import DeltaTable
+from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema
@@ -70,6 +71,7 @@ RAW_FAILURES = (
     "FAILED_READ_FILE",
 )
 """Spark's error conditions that come from the rows or the expressions over them."""
+FAILURE = re.compile(rf"\[(?:{'|'.join(RAW_FAILURES)})[^\n]*")
 OURS = re.compile(r"^models\.errors\.InputError: (.+)$", re.MULTILINE)
 """The last line of a worker's traceback, where one of our own functions refused the input."""
 
@@ -79,15 +81,13 @@ def explained() -> Iterator[None]:
     """An error about the rows or the expressions over them as an InputError, wherever it arose; any other as it is."""
     try:
         yield
-    except PySparkException as error:
+    except (PySparkException, Py4JJavaError) as error:
         if ours := OURS.search(str(error)):
             raise InputError(ours[1]) from None
-        condition = error.getCondition() or ""
-        if condition.startswith(RAW_FAILURES):
-            line = str(error).splitlines()[0]
+        if found := FAILURE.search(str(error)):
             raise InputError(
-                f"data: a raw dataset cannot be read as mapped: {line}; mend the rows, or use try_cast and try_divide "
-                "in data.*.columns; timestamps in nanoseconds must be written in microseconds."
+                f"data: a raw dataset cannot be read as mapped: {found[0]}; mend the rows or the file, or use try_cast "
+                "and try_divide in data.*.columns."
             ) from error
         raise
 

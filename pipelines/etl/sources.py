@@ -13,7 +13,7 @@ from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
-from pyspark.sql.types import ArrayType, DateType, NumericType, TimestampNTZType, TimestampType
+from pyspark.sql.types import ArrayType, DateType, NumericType, StructType, TimestampNTZType, TimestampType
 
 from models.errors import InputError
 from pipelines.config import Config, Dataset, suggest
@@ -85,13 +85,15 @@ def _open(
     if not dataset.path.exists():
         raise InputError(f"{key}.path: {dataset.path} does not exist; correct the path or produce the dataset first.")
     notices: tuple[str, ...] = ()
+    schema = None
     if _format(dataset) == "parquet":
         lake = files.survey(key, dataset.path, _mentioned(dataset, columns))
         notices = lake.notices
         plain = _plain(dataset, columns, lake)
         if plain is not None:
             return Source(code, plain, None, lake.pieces(days), notices)
-    return Source(code, columns, _through_spark(spark, key, dataset, columns, days), (), notices)
+        schema = _schema(lake)
+    return Source(code, columns, _through_spark(spark, key, dataset, columns, days, schema), (), notices)
 
 
 def _format(dataset: Dataset) -> str:
@@ -125,13 +127,18 @@ def _plain(dataset: Dataset, columns: list[Wanted], lake: files.Lake) -> list[Wa
 
 
 def _through_spark(
-    spark: SparkSession, key: str, dataset: Dataset, columns: list[Wanted], days: Days | None
+    spark: SparkSession,
+    key: str,
+    dataset: Dataset,
+    columns: list[Wanted],
+    days: Days | None,
+    schema: StructType | None,
 ) -> DataFrame:
-    raw = _where(_load(spark, key, dataset), key, dataset)
+    raw = _where(_load(spark, key, dataset, schema), key, dataset)
     by_day = DAY_FOLDER in raw.columns and f"/{DAY_FOLDER}=" in next(iter(raw.inputFiles()), "")
     day = F.unix_date(F.col(DAY_FOLDER).try_cast("date")) if by_day else F.lit(None).cast("int")
     if days is not None and by_day:
-        raw = raw.where(day.between(*days))
+        raw = raw.where(day.isNull() | day.between(*days))
     picked, losses = [], []
     for column in columns:
         source, there = _source(key, dataset, column, raw), True
@@ -156,11 +163,29 @@ def _through_spark(
         raise InputError(f"{key}.columns: {_first_line(error)}") from None
 
 
-def _load(spark: SparkSession, key: str, dataset: Dataset) -> DataFrame:
+def _schema(lake: files.Lake) -> StructType | None:
+    """The columns that are read, of all files; left to itself Spark takes those of whichever file it opens first."""
+    if not lake.types:
+        return None
+    return from_arrow_schema(pa.schema([(name, _spark_kind(kind)) for name, kind in lake.types.items()]))
+
+
+def _spark_kind(kind: pa.DataType) -> pa.DataType:
+    """The Arrow type of what Spark reads from Parquet of a type that it does not have."""
+    if pa.types.is_null(kind):
+        return pa.string()
+    if pa.types.is_unsigned_integer(kind):
+        return {8: pa.int16(), 16: pa.int32(), 32: pa.int64()}.get(kind.bit_width, pa.decimal128(20, 0))
+    # Nanoseconds have come this far only as INT96, which Spark knows.
+    return pa.timestamp("us", "UTC") if pa.types.is_timestamp(kind) and kind.unit == "ns" else kind
+
+
+def _load(spark: SparkSession, key: str, dataset: Dataset, schema: StructType | None) -> DataFrame:
     try:
         if _format(dataset) == "csv":
             return spark.read.csv(str(dataset.path), header=True, enforceSchema=False, escape='"')
-        return spark.read.parquet(str(dataset.path))
+        reader = spark.read if schema is None else spark.read.schema(schema)
+        return reader.parquet(str(dataset.path))
     except AnalysisException as error:
         raise InputError(f"{key}.path: {dataset.path} cannot be read: {_first_line(error)}") from None
 

@@ -131,7 +131,7 @@ def _facts(config: Config, arrivals: Arrivals, days: Days | None, before: Facts 
             if day.logged is not None and day.first is not None:
                 logged[NAMES[code]] = max(day.logged, logged.get(NAMES[code], day.logged))
                 starts.append(day.first)
-            if days is None and day.day is not None:
+            if days is None and day.day is not None and day.good:
                 there.append(day.day)
     return Facts(watermark(config, min(logged.values())), min(starts), logged, min(there), max(there))
 

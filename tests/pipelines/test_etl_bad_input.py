@@ -4,20 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
 from models.contract import Contract
-from models.errors import InputError, TactfulError, TransientError
+from models.errors import InputError
 from pipelines.config import Config, validate
-from pipelines.etl import store
 from pipelines.etl.features import DAY, HOUR, StateFeatures
 from pipelines.etl.flow import run_etl
-from pipelines.etl.marks import REMEDIES, Plan
-from pipelines.etl.schemas import DECISIONS, EVENTS, Layout, transitions_layout
-from pipelines.etl.transitions import mark
+from pipelines.etl.history import mark
+from pipelines.etl.marks import LONGEST_ID, REMEDIES, Plan, contents
+from pipelines.etl.schemas import DECISIONS, EVENTS, USERS
 from policies.constraints import Constraints
 
 NOW = 1_700_000_000_000_000
@@ -27,6 +24,8 @@ PLAN = Plan(
     features=StateFeatures([], ["relevance"], {"topic": ["news"]}, [], {}, (1.0, 10.0)),
     constraints=Constraints(),
     has_events=True,
+    buckets=1,
+    split=(0.6, 0.1, 0.3),
     as_of=NOW + 10 * DAY,
     watermark=NOW + 9 * DAY,
     log_start=NOW,
@@ -39,22 +38,26 @@ PLAN = Plan(
 )
 SCHEMA = pa.schema(
     [
-        ("dataset", pa.int8()), ("user_id", pa.string()), ("row_id", pa.string()), ("at", pa.int64()),
-        ("logged", pa.int64()), ("hash", pa.int64()), ("label", pa.string()), ("propensity", pa.float64()),
-        ("legal", pa.list_(pa.string())), ("context:relevance", pa.float64()), ("category:topic", pa.string()),
-        ("outcome:steps", pa.float64()),
+        ("user_id", pa.string()), ("row_id", pa.string()), ("at", pa.int64()), ("logged", pa.int64()),
+        ("label", pa.string()), ("propensity", pa.float64()), ("legal", pa.list_(pa.string())),
+        ("context:relevance", pa.float64()), ("category:topic", pa.string()), ("outcome:steps", pa.float64()),
     ]
 )  # fmt: skip
 DECISION = {
-    "dataset": DECISIONS, "user_id": "u", "row_id": "d", "at": NOW, "logged": NOW, "hash": 1, "label": "send",
-    "propensity": 0.5, "legal": None, "context:relevance": 0.3, "category:topic": "news", "outcome:steps": 2.0,
+    "user_id": "u", "row_id": "d", "at": NOW, "logged": NOW, "label": "send", "propensity": 0.5, "legal": None,
+    "context:relevance": 0.3, "category:topic": "news", "outcome:steps": 2.0,
 }  # fmt: skip
-EVENT = {**DECISION, "dataset": EVENTS, "label": "click"}
+EVENT = {**DECISION, "label": "click"}
 FORCED = {"legal": ["hold"], "label": "hold", "propensity": 1.0}
+Row = dict[str, Any]
 
 
-def reasons(*rows: dict[str, Any]) -> list[str | None]:
-    found: list[str | None] = mark(pa.Table.from_pylist(list(rows), SCHEMA), PLAN)["reason"].to_pylist()
+def table_of(*rows: Row) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), SCHEMA)
+
+
+def reasons(*rows: Row, dataset: int = DECISIONS) -> list[str | None]:
+    found: list[str | None] = mark({dataset: table_of(*rows)}, PLAN).marks[dataset].reasons().to_pylist()
     return found
 
 
@@ -63,6 +66,11 @@ def reasons(*rows: dict[str, Any]) -> list[str | None]:
     [
         ({}, None),
         ({"user_id": None, "at": None}, "missing_user_id"),
+        ({"user_id": "x" * (LONGEST_ID + 1), "row_id": None}, "oversized_user_id"),
+        ({"user_id": "x" * LONGEST_ID}, None),
+        # It is bytes that count: 513 letters of two bytes are 1,026.
+        ({"user_id": "é" * (LONGEST_ID // 2 + 1)}, "oversized_user_id"),
+        ({"user_id": "é" * (LONGEST_ID // 2)}, None),
         ({"row_id": None}, "missing_decision_id"),
         ({"at": None}, "missing_decided_at"),
         ({"logged": None}, "missing_logged_at"),
@@ -91,34 +99,93 @@ def reasons(*rows: dict[str, Any]) -> list[str | None]:
         ({"outcome:steps": None}, "missing_reward:steps"),
     ],
 )
-def test_a_bad_decision_is_quarantined_for_its_first_reason(changed: dict[str, Any], reason: str | None) -> None:
+def test_a_bad_decision_is_quarantined_for_its_first_reason(changed: Row, reason: str | None) -> None:
     assert reasons({**DECISION, **changed}) == [reason]
     assert reason is None or reason.split(":")[0] in REMEDIES
+
+
+def test_a_time_so_far_back_that_the_lateness_overflows_is_too_late() -> None:
+    """The least int64, which some writers put where there is no time: logged less at is no longer an int64."""
+    assert reasons({**DECISION, "at": -(1 << 63)}) == ["too_late"]
+    assert reasons({**EVENT, "at": -(1 << 63)}, dataset=EVENTS) == ["too_late"]
 
 
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
         ({}, None),
+        ({"user_id": None}, "missing_user_id"),
+        ({"user_id": "x" * (1 << 20)}, "oversized_user_id"),
         ({"row_id": None}, "missing_event_id"),
         ({"at": None}, "missing_occurred_at"),
+        ({"logged": None}, "missing_logged_at"),
+        ({"logged": NOW - 1}, "logged_before_it_happened"),
+        ({"at": NOW + 9 * DAY, "logged": NOW + 11 * DAY}, "clock_ahead"),
         ({"logged": NOW + 8 * DAY}, "too_late"),
         ({"label": "wave"}, "unknown_kind"),
+        ({"label": None}, "unknown_kind"),
     ],
 )
-def test_a_bad_event_is_quarantined_for_its_first_reason(changed: dict[str, Any], reason: str | None) -> None:
-    assert reasons({**EVENT, **changed}) == [reason]
+def test_a_bad_event_is_quarantined_for_its_first_reason(changed: Row, reason: str | None) -> None:
+    assert reasons({**EVENT, **changed}, dataset=EVENTS) == [reason]
+    assert reason is None or reason in REMEDIES
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({}, None),
+        ({"user_id": None, "at": None}, "missing_user_id"),
+        ({"user_id": "x" * (LONGEST_ID + 1)}, "oversized_user_id"),
+        ({"at": None}, "missing_valid_from"),
+        # Attributes may be known long before they hold, and long after.
+        ({"at": NOW + 100 * DAY}, None),
+        ({"logged": NOW + 100 * DAY}, None),
+        ({"logged": None}, None),
+    ],
+)
+def test_a_bad_row_of_users_is_quarantined_for_its_first_reason(changed: Row, reason: str | None) -> None:
+    assert reasons({**DECISION, **changed}, dataset=USERS) == [reason]
+    assert reason is None or reason in REMEDIES
 
 
 def test_of_rows_with_one_id_the_first_logged_is_kept() -> None:
-    later = {"logged": NOW + 5}
-    found = reasons({**DECISION, **later}, DECISION, {**DECISION, **later, "hash": 9}, {**DECISION, "user_id": "v"})
+    later, other = {"logged": NOW + 5}, {"propensity": 0.4}
+    found = reasons({**DECISION, **later}, DECISION, {**DECISION, **later, **other}, {**DECISION, "user_id": "v"})
     assert found == ["exact_duplicate", None, "conflicting_duplicate", None]
-    # Logged at one time: the smallest content hash. A row out of order is no candidate.
-    assert reasons({**DECISION, "hash": 5}, DECISION) == ["conflicting_duplicate", None]
+    # Every column counts, but for when the row was logged.
+    for name, value in {
+        "at": NOW - 1, "label": "hold", "legal": ["hold", "send"], "context:relevance": 0.31, "category:topic": "sport",
+        "outcome:steps": None,
+    }.items():  # fmt: skip
+        assert reasons(DECISION, {**DECISION, **later, name: value}) == [None, "conflicting_duplicate"], name
+    # A row out of order is no candidate.
     assert reasons({**DECISION, "logged": NOW - 1}, DECISION) == ["logged_before_it_happened", None]
-    # An event may have a decision's id.
-    assert reasons(DECISION, EVENT) == [None, None]
+
+
+def test_of_rows_logged_at_one_time_the_smallest_content_hash_is_kept() -> None:
+    rows = [{**DECISION, "propensity": p} for p in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    first = int(contents(table_of(*rows)).argmin())
+    wanted = [None if index == first else "conflicting_duplicate" for index in range(len(rows))]
+    assert reasons(*rows) == wanted
+    assert reasons(*rows[::-1]) == wanted[::-1]
+
+
+def test_copies_are_compared_where_they_were_logged_at_most_the_lateness_apart() -> None:
+    """A second copy 7 days after the first is one; one microsecond later it is compared with none.
+
+    Of three, each 5 days after the one before, the third is compared with the second, of which it is a copy.
+    """
+    second = {**DECISION, "at": NOW + 7 * DAY}
+    assert reasons(DECISION, {**second, "logged": NOW + 7 * DAY}) == [None, "conflicting_duplicate"]
+    assert reasons(DECISION, {**second, "logged": NOW + 7 * DAY + 1}) == [None, None]
+    later = [{**DECISION, "at": NOW + 4 * DAY, "logged": NOW + days * DAY} for days in (5, 10)]
+    assert reasons(DECISION, *later) == [None, "conflicting_duplicate", "exact_duplicate"]
+
+
+def test_an_event_may_have_the_id_of_a_decision() -> None:
+    marks = mark({DECISIONS: table_of(DECISION), EVENTS: table_of(EVENT)}, PLAN).marks
+    assert [marks[code].reasons().to_pylist() for code in (DECISIONS, EVENTS)] == [[None], [None]]
 
 
 RAW = {
@@ -193,74 +260,3 @@ def test_unusable_input_stops_the_run(
     for word in words:
         assert word in str(caught.value)
     assert not (tmp_path / "run" / "transitions").exists()
-
-
-def test_an_unknown_time_zone_stops_the_run(spark: SparkSession, tmp_path: Path) -> None:
-    write_csv(tmp_path)
-    users = pa.table({"user_id": ["u"], "valid_from": ["2020-01-01"], "time_zone": ["Mars/Base"]})
-    pq.write_table(users, tmp_path / "users.parquet")
-    with pytest.raises(InputError, match="'Mars/Base' does not exist; give IANA names"):
-        run_etl(spark, configured(tmp_path, data__users={"path": str(tmp_path / "users.parquet")}))
-
-
-def staged_rows(folder: Path, layout: Layout) -> Path:
-    """One staged file with one row, as Spark leaves it."""
-    row = {"user_id": "u", "decision_id": "d", "ds": "2024-01-01", "bucket": 0}
-    table = pa.Table.from_pylist([row], layout.schema).drop_columns(["ds", "bucket"])
-    staged = folder / f"run{len(list(folder.glob('run*')))}"
-    (staged / "ds=2024-01-01" / "bucket=0").mkdir(parents=True)
-    pq.write_table(table, staged / "ds=2024-01-01" / "bucket=0" / "part.parquet")
-    return staged
-
-
-def test_another_configuration_demands_a_rebuild(tmp_path: Path) -> None:
-    contract = PLAN.contract
-    layout = transitions_layout(contract)
-    assert store.commit(tmp_path, staged_rows(tmp_path, layout), layout, {"etl_hash": "old"}, 1, None) == 0
-    store.check_hash(tmp_path, "old", rebuild=False)
-    store.check_hash(tmp_path, "new", rebuild=True)
-    with pytest.raises(InputError, match=r"etl hash old, now new[^$]*--rebuild"):
-        store.check_hash(tmp_path, "new", rebuild=False)
-    wider = transitions_layout(Contract(contract.actions, (*contract.features, "badge"), contract.rewards))
-    base = store.opened(tmp_path)
-    assert store.commit(tmp_path, staged_rows(tmp_path, wider), wider, {"etl_hash": "new"}, 1, base) == 1
-    store.check_hash(tmp_path, "new", rebuild=False)
-    table = DeltaTable(tmp_path)
-    assert len(table.file_uris()) == 1
-    assert "state_badge" in table.to_pyarrow_table().column_names
-    # A version that is pinned stays what it was.
-    assert "state_badge" not in DeltaTable(tmp_path, version=0).to_pyarrow_table().column_names
-
-
-def test_files_that_do_not_hold_what_was_made_are_not_committed(tmp_path: Path) -> None:
-    layout = transitions_layout(PLAN.contract)
-    with pytest.raises(TactfulError, match="1 rows in its files, 2 were made"):
-        store.commit(tmp_path, staged_rows(tmp_path, layout), layout, {}, 2, None)
-    assert not DeltaTable.is_deltatable(str(tmp_path))
-
-
-def test_the_loser_of_two_writers_may_try_again(tmp_path: Path) -> None:
-    """Both read the table before either committed, the first table of all included."""
-    layout, facts = transitions_layout(PLAN.contract), {"etl_hash": "h"}
-    for version in (0, 1):
-        base = store.opened(tmp_path)
-        assert store.commit(tmp_path, staged_rows(tmp_path, layout), layout, facts, 1, base) == version
-        staged = staged_rows(tmp_path, layout)
-        with pytest.raises(TransientError, match="another writer committed first") as caught:
-            store.commit(tmp_path, staged, layout, facts, 1, base)
-        assert caught.value.exit_code == 75
-        assert not staged.exists()
-        assert DeltaTable(tmp_path).version() == version
-
-
-def test_a_partition_is_not_replaced_by_rows_of_other_columns(tmp_path: Path) -> None:
-    """The other partitions would be lost with the old columns."""
-    layout = transitions_layout(PLAN.contract)
-    store.commit(tmp_path, staged_rows(tmp_path, layout), layout, {}, 1, None)
-    contract = PLAN.contract
-    wider = transitions_layout(Contract(contract.actions, (*contract.features, "badge"), contract.rewards))
-    staged = staged_rows(tmp_path, wider)
-    with pytest.raises(InputError, match="what it holds must not be lost"):
-        store.commit(tmp_path, staged, wider, {}, 1, store.opened(tmp_path), [("ds", "=", "2024-01-01")])
-    assert not staged.exists()
-    assert DeltaTable(tmp_path).version() == 0

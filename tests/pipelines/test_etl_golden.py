@@ -40,10 +40,10 @@ def test_active_days_of_three_visits() -> None:
     """
     edges = ints(-DAY, 2 * DAY, 12 * DAY, 21 * DAY + DAY // 2, 40 * DAY)
     user = np.zeros(4, np.int64)
-    found = active_days(Intervals(user, edges[:-1], edges[1:]), np.zeros(3, np.int64), ints(20, 0, 3) * DAY)
+    found = active_days(Intervals(user, edges[:-1], edges[1:]), np.zeros(3, np.int64), ints(0, 3, 20) * DAY)
     assert found.tolist() == [2.0, 8.0, 1.5, 5.5]
     # Another user's visits, before and after in code, change nothing.
-    others = active_days(Intervals(user + 1, edges[:-1], edges[1:]), ints(0, 1, 1, 1, 2), ints(1, 20, 0, 3, 2) * DAY)
+    others = active_days(Intervals(user + 1, edges[:-1], edges[1:]), ints(0, 1, 1, 1, 2), ints(1, 0, 3, 20, 2) * DAY)
     assert others.tolist() == [2.0, 8.0, 1.5, 5.5]
 
 
@@ -116,7 +116,8 @@ def test_an_attribute_is_known_once_it_is_valid_and_logged() -> None:
     people = People(ints(0, 0), ints(10, 20), np.array([None, None]), {"score": np.array([1.0, 2.0])}, ints(10, 30))
     probes = Probes(ints(0, 0, 0, 0), ints(10, 11, 29, 30), {})
     events = Happenings(none, none, none, np.empty(0, np.int8), none)
-    found = known(probes, Sends(none, none, none), events, people, 28 * DAY, (1.0, 10.0))["attribute:score"]
+    sends = Sends(none, none, none)
+    found = known(probes, sends, events, visits(events), people, 28 * DAY, (1.0, 10.0))["attribute:score"]
     assert np.isnan(found[0])
     assert found[1:].tolist() == [1.0, 1.0, 2.0]
 

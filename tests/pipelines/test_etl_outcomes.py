@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 from pyspark.sql import SparkSession
@@ -106,7 +105,8 @@ def test_a_log_of_outcomes(spark: SparkSession, tmp_path: Path) -> None:
     unknown = report["rows"]["decisions"]["by_day"]["unknown"]
     assert (unknown["read"], unknown["kept"], unknown["by_reason"]) == (1, 0, {"missing_decided_at": 1})
 
-    caught = {row["row_id"]: row for row in pq.read_table(tmp_path / "run" / "quarantine" / "decisions").to_pylist()}
+    quarantine = DeltaTable(tmp_path / "run" / "quarantine" / "decisions").to_pyarrow_table()
+    caught = {row["row_id"]: row for row in quarantine.to_pylist()}
     assert caught["bob/1"]["found"] == "decided_at=not a time"
     assert caught["ann/3"]["found"] == "propensity=oops"
     assert "(0, 1]" in caught["ann/3"]["remedy"]

@@ -138,6 +138,22 @@ def test_the_loser_of_two_writers_may_try_again(tmp_path: Path) -> None:
         assert all(Path(file).exists() for file in files)
 
 
+@pytest.mark.parametrize("committed", [0, 1], ids=["bug_the_first_table", "a_later_version"])
+def test_a_race_within_the_commit_itself_has_a_loser_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, committed: int
+) -> None:
+    """The other commits after this one saw that nobody had, the first table of all included."""
+    layout = transitions_layout(CONTRACT)
+    for _ in range(committed):
+        store.commit(tmp_path, [staged_rows(tmp_path, layout)], layout, {}, store.opened(tmp_path))
+    base, theirs, ours = store.opened(tmp_path), staged_rows(tmp_path, layout), staged_rows(tmp_path, layout)
+    store.commit(tmp_path, [theirs], layout, {}, base)
+    monkeypatch.setattr(store, "opened", lambda _: base)
+    with pytest.raises(TransientError, match="another writer committed first"):
+        store.commit(tmp_path, [ours], layout, {}, base)
+    assert [path for path, _ in store.files(DeltaTable(tmp_path))] == [theirs.path]
+
+
 def test_a_commit_replaces_the_partitions_it_names_and_no_others(tmp_path: Path) -> None:
     layout = transitions_layout(CONTRACT)
 

@@ -480,7 +480,7 @@ def test_propensities_that_are_right_sum_to_one() -> None:
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        # Both actions at 0.9: mean 1 / p = 1.111, 2 / 1.111 = 1.8. The variance of 1 / p is 1 / 0.9 + 1 / 0.1 - 4 = 7.11:
+        # Both actions at 0.9: mean 1 / p = 1.111, 2 / 1.111 = 1.8. The variance of 1 / p is 1/0.9 + 1/0.1 - 4 = 7.11:
         # the ratio 0.556 lies 0.444 from 1, its standard error is sqrt(7.11 / 400) / 2 = 0.067.
         ([(0.9, 2)] * 400, ["sum to about 1.80, not 1", "400 rows", "legal_actions"]),
         # Both at 0.2: 2 / 5 = 0.4.
