@@ -209,9 +209,7 @@ def test_a_file_without_an_optional_column_has_nulls_there(
     assert read_of(spark, configured(tmp_path, mapped=mapped), "propensity") == wanted
 
 
-def test_through_spark_a_column_that_the_first_file_lacks_is_lost_in_all(
-    spark: SparkSession, tmp_path: Path
-) -> None:
+def test_a_column_that_the_first_file_lacks_is_read_from_the_others(spark: SparkSession, tmp_path: Path) -> None:
     wanted = lacking(RAW["decisions"], 0, tmp_path)
     assert read_of(spark, configured(tmp_path, mapped=True), "propensity") == wanted
 
