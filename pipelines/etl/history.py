@@ -151,7 +151,7 @@ def read_history(marked: Marked, plan: Plan, before: Before | None = None) -> Hi
     at, logged, unlogged = ints(table, "at"), ints(table, "logged"), is_null(table, "logged")
     in_order = (user >= 0) & ~is_null(table, "at") & ~marks.caught("oversized_user_id") & (unlogged | (logged >= at))
     # What comes too late must not change what was settled long ago: it is quarantined and leaves no row.
-    timely = in_order & (unlogged | (logged - at <= plan.max_lateness))
+    timely = in_order & (unlogged | (at >= logged - plan.max_lateness))
     rows = np.flatnonzero(timely & ~marks.caught(EXACT_DUPLICATE) & (at < plan.watermark))
     rows = rows[_order(table, user, at, logged, marks.kept, rows)]
 
