@@ -12,7 +12,7 @@ from urllib.request import url2pathname
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Schema
-from deltalake.exceptions import CommitFailedError
+from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, create_table_with_add_actions
 
 from models.errors import InputError, TransientError
@@ -80,10 +80,14 @@ def commit(
                 actions, mode, schema, partitions, filters or None, commit_properties=properties
             )
         else:
+            # The first of two first tables stays: whoever finds one there came second.
+            mode = "overwrite" if base is not None else "error"
             create_table_with_add_actions(
-                str(table), schema, actions, mode="overwrite", partition_by=partitions, commit_properties=properties
+                str(table), schema, actions, mode=mode, partition_by=partitions, commit_properties=properties
             )
-    except CommitFailedError as error:
+    except (CommitFailedError, DeltaError) as error:
+        if not isinstance(error, CommitFailedError) and (base is not None or not DeltaTable.is_deltatable(str(table))):
+            raise
         raise TransientError(f"{table}: another writer committed first ({error}); run it again.") from None
     return int(DeltaTable(table).version())
 

@@ -138,7 +138,7 @@ def test_the_loser_of_two_writers_may_try_again(tmp_path: Path) -> None:
         assert all(Path(file).exists() for file in files)
 
 
-@pytest.mark.parametrize("committed", [0, 1], ids=["bug_the_first_table", "a_later_version"])
+@pytest.mark.parametrize("committed", [0, 1], ids=["the_first_table", "a_later_version"])
 def test_a_race_within_the_commit_itself_has_a_loser_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, committed: int
 ) -> None:
