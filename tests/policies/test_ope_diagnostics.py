@@ -111,6 +111,12 @@ def test_calibration_leaves_forced_and_certain_rows_out(table_of: Build) -> None
     assert found["inverse_sum"] == pytest.approx(1.0)
 
 
+def test_calibration_counts_one_probability_in_one_bin_whichever_action_showed_it(table_of: Build) -> None:
+    # Sent with probability 0.2, and held with 0.8: 1 - 0.8 is 0.19999999999999996.
+    found = calibration(table_of("ab", [1, 0], [0.2, 0.8], [0.0] * 2), ("hold", "send"))
+    assert found["bins"] == [{"predicted": pytest.approx(0.2), "observed": 0.5, "n": 2}]
+
+
 @pytest.mark.parametrize(
     ("propensity", "legal", "message"),
     [
