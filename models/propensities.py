@@ -41,12 +41,26 @@ def exists(path: Path | str) -> bool:
     return bool(DeltaTable.is_deltatable(str(path)))
 
 
-def write(path: Path | str, keys: pa.Table, columns: Mapping[str, NDArray[Any]], facts: Mapping[str, str]) -> int:
+def newest(path: Path | str) -> int | None:
+    """The newest version of the table at `path`, None where there is none yet."""
+    return int(DeltaTable(str(path)).version()) if exists(path) else None
+
+
+def write(
+    path: Path | str,
+    keys: pa.Table,
+    columns: Mapping[str, NDArray[Any]],
+    facts: Mapping[str, str],
+    base: int | None,
+) -> int:
     """Make n estimates the newest version: `keys` (KEYS [n]) beside decided_at (us), propensity and fold [n].
 
-    `facts` (with MADE_FOR and MADE_FROM) go into its commit. Returns the version.
+    `facts` (with MADE_FOR and MADE_FROM) go into its commit; `base` is what `newest` was before anything was read, so
+    that who began before another's commit (users forgotten, say) does not undo it. Returns the version.
     Raises TransientError where another writer committed meanwhile.
     """
+    if (found := newest(path)) != base:
+        raise TransientError(f"{path}: another writer committed first (version {found}, was {base}); run it again.")
     properties = CommitProperties(custom_metadata=dict(facts), max_commit_retries=0)
     arrays = [keys[name].combine_chunks() for name in KEYS]
     arrays += [pa.array(columns[field.name]).cast(field.type) for field in list(SCHEMA)[len(KEYS) :]]

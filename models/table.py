@@ -163,6 +163,11 @@ def read_with_keys(path: Path | str, contract: Contract, version: int | None = N
     return found, pa.concat_tables(unknown)
 
 
+def newest(path: Path | str) -> int:
+    """The newest version of the table at `path`. Raises InputError where there is no table."""
+    return int(_open(path, None).version())
+
+
 def count_unknown(path: Path | str) -> int:
     """How many usable rows of the newest version have a null propensity.
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import propensities, table
-from models.errors import InputError
+from models.errors import InputError, TransientError
 from pipelines.config import Config
 from policies.propensity import describe, estimate
 
@@ -18,8 +18,10 @@ def run_propensity(config: Config) -> dict[str, Any]:
 
     The report is that of `policies.propensity.describe`, with the version written and the transitions it is for.
 
-    Raises InputError as `table.read` and `estimate` do, TransientError where another writer committed meanwhile.
+    Raises InputError as `table.read` and `estimate` do, TransientError where another writer committed to either table
+    meanwhile: what was read may hold users who are forgotten since.
     """
+    base = propensities.newest(config.propensities_path)
     transitions, keys = table.read_with_keys(config.transitions_path, config.contract)
     found = estimate(transitions, config.propensity, config.seed)
     report = describe(transitions, found, config.propensity, config.seed)
@@ -30,7 +32,12 @@ def run_propensity(config: Config) -> dict[str, Any]:
     }
     made_from = {propensities.MADE_FROM: str(transitions.version), propensities.MADE_FOR: transitions.fingerprint}
     facts = {**made_from, "model": json.dumps(report["model"]), "calibration": json.dumps(report["calibration"])}
-    version = propensities.write(config.propensities_path, keys, columns, facts)
+    if (now := table.newest(config.transitions_path)) != transitions.version:
+        raise TransientError(
+            f"{config.transitions_path}: version {now} came while propensities were estimated for version "
+            f"{transitions.version}; run it again."
+        )
+    version = propensities.write(config.propensities_path, keys, columns, facts, base)
     return {**report, **made_from, "version": version}
 
 

@@ -271,7 +271,7 @@ def estimate(lake: Path, at: Path, values: list[float], **facts: str) -> int:
     places = np.flatnonzero(np.isnan(found.propensity))[: len(values)]
     columns = {"decided_at": found.decided_at[places], "propensity": np.array(values), "fold": np.zeros(len(values))}
     made_for = {propensities.MADE_FOR: found.fingerprint, propensities.MADE_FROM: str(found.version)}
-    return propensities.write(at, keys[: len(values)], columns, {**made_for, **facts})
+    return propensities.write(at, keys[: len(values)], columns, {**made_for, **facts}, propensities.newest(at))
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def fill(config: Config) -> None:
         "fold": np.zeros(len(everybody)),
     }  # fmt: skip
     facts = {propensities.MADE_FOR: "f", propensities.MADE_FROM: "2"}
-    propensities.write(config.run_dir / "propensities", keys, columns, facts)
+    propensities.write(config.run_dir / "propensities", keys, columns, facts, base=None)
 
 
 def everything(folder: Path) -> str:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from models import propensities, table
 from models.errors import InputError, TransientError
-from pipelines import jobs
+from pipelines import erase, estimation, jobs
 from pipelines.cli import app
 from pipelines.config import Config, validate
 from policies.gate import judge
@@ -203,6 +203,24 @@ def test_a_log_with_propensities_has_nothing_to_estimate(whole, tmp_path) -> Non
         jobs.propensity(logged)
     assert not propensities.exists(logged.propensities_path)
     assert not (logged.run_dir / "steps" / "propensity.json").exists()
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first estimates", "later estimates"])
+def test_a_run_that_began_before_users_were_forgotten_does_not_bring_them_back(copied, monkeypatch, first) -> None:
+    if first:
+        shutil.rmtree(copied.propensities_path)
+    who, really = table.read(copied.transitions_path, copied.contract).user_id[0], estimation.estimate
+
+    def meanwhile(*words: Any) -> Any:
+        erase.forget(copied, [who])
+        return really(*words)
+
+    monkeypatch.setattr(estimation, "estimate", meanwhile)
+    with pytest.raises(TransientError, match="run it again"):
+        jobs.propensity(copied)
+    monkeypatch.setattr(estimation, "estimate", really)
+    jobs.propensity(copied)
+    assert who not in DeltaTable(copied.propensities_path).to_pyarrow_table()["user_id"].to_pylist()
 
 
 def test_of_two_writers_one_is_told_to_come_again(copied, monkeypatch) -> None:
