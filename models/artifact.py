@@ -44,6 +44,8 @@ class Artifact:
     lineage: dict[str, Any]
     weights: dict[str, float]
     """Reward weight per component, per raw unit."""
+    scales: dict[str, Any]
+    """mean, std [S] of the training features, sigma [K], reward_sd; raw units."""
     fingerprint: str
     """Hash of both files but for times."""
     session: onnxruntime.InferenceSession = field(repr=False, compare=False)
@@ -70,7 +72,7 @@ def export(learned: "Learned", folder: Path, decision: Mapping[str, float], line
     """Write policy.onnx and contract.json into `folder` (made if absent) and return it.
 
     `decision` as `Artifact.decision`; to `lineage` (data version, fingerprint, training window, commit, ...) the
-    learner's name and alpha are added.
+    learner's name, alpha and kind are added.
 
     Raises InputError where the decision lacks a key.
     """
@@ -94,7 +96,7 @@ def export(learned: "Learned", folder: Path, decision: Mapping[str, float], line
             "reward_sd": scales.reward_sd,
         },
         "decision": {key: float(decision[key]) for key in DECISION},
-        "lineage": {**lineage, "learner": learned.name, "alpha": learned.alpha},
+        "lineage": {**lineage, "learner": learned.name, "alpha": learned.alpha, "kind": _kind(learned)},
     }
     graph = graph_of(learned, {METADATA: _canonical({key: described[key] for key in NAMES})})
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,6 +106,12 @@ def export(learned: "Learned", folder: Path, decision: Mapping[str, float], line
     described["sha256"] = _hash(described)
     (folder / CONTRACT).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
     return folder
+
+
+def _kind(learned: "Learned") -> str:
+    """What learned it: ddqn, ddqn_cql, iql or behaviour; `ensemble of N` behind it where N members act together."""
+    kind = "behaviour" if learned.learner is None else str(learned.learner.kind)
+    return kind if learned.q_network.members == 1 else f"{kind}, ensemble of {learned.q_network.members}"
 
 
 def load(folder: Path | str) -> Artifact:
@@ -144,6 +152,7 @@ def load(folder: Path | str) -> Artifact:
         decision=described["decision"],
         lineage=described["lineage"],
         weights=described["weights"],
+        scales=described["scales"],
         fingerprint=_fingerprint(described),
         session=session,
     )

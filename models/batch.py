@@ -1,6 +1,8 @@
 """The log as tensors that stay where the networks are, and minibatches of it by index."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -9,8 +11,11 @@ from torch import Tensor
 
 from models.contract import SPLITS
 from models.losses import discount_of
-from models.scaling import Scales
+from models.scaling import Scales, Units
 from models.table import Transitions
+
+AHEAD = 64
+"""Minibatches drawn at a time, one call instead of one per update."""
 
 
 @dataclass(frozen=True)
@@ -55,73 +60,142 @@ class Batch:
     next_legal: Tensor
     """[P, B, A]."""
 
-    def repeat(self, times: int) -> "Batch":
-        """P becomes times P: the members again and again, in blocks; a view where P is 1."""
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{name: part.expand(times, *part.shape).flatten(0, 1) for name, part in parts.items()})
+    def expand(self, members: int) -> "Batch":
+        """P = 1 becomes `members`, by views; `discount`, which may differ where rows are shared, has P already."""
+        return Batch(
+            **{
+                field.name: part.expand(members, *part.shape[1:])
+                for field in fields(self)
+                for part in (getattr(self, field.name),)
+            }
+        )
 
 
 @dataclass(frozen=True)
 class Resident:
-    """N transitions on one device; the next state of a row is another row, never a copy."""
+    """N transitions on one device; the next state of a row is the row after it, never a copy.
+
+    Bytes a transition: 4 S (2 S in half precision) + A + 1 + 4 K + 4 + 1 + 1.
+    """
 
     state: Tensor
-    """[N, S] normalised."""
+    """[N, S] normalised, float32 or float16."""
     legal: Tensor
-    """[N, A]."""
+    """[N, A] bool."""
     action: Tensor
-    """[N]."""
+    """[N] uint8."""
     reward: Tensor
-    """[N, K] in the unit of the learner."""
-    discount: Tensor
-    """[N]."""
-    next_row: Tensor
-    """[N] place of the next state; the row itself where there is none."""
+    """[N, K] float32, in the unit of the learner."""
+    elapsed: Tensor
+    """[N] float32, Delta in days."""
+    stops: Tensor
+    """[N] bool: nothing is bootstrapped."""
+    follows: Tensor
+    """[N] bool: the next row is the next state; else the row itself stands for one that does not matter."""
 
     @classmethod
-    def of(cls, table: Transitions, scales: Scales, gamma_per_day: float, device: torch.device) -> "Resident":
-        """`table` as Double Q-learning sees it: rewards in units of sigma_c, gamma^Delta for discount."""
-        elapsed, terminal = torch.from_numpy(table.elapsed_days), torch.from_numpy(table.terminal)
-        state = (torch.from_numpy(table.state) - torch.from_numpy(scales.mean)) / torch.from_numpy(scales.std)
-        following = np.where(table.next_row >= 0, table.next_row, np.arange(len(table.user)))
+    def of(cls, table: Transitions, units: Units | Scales, device: torch.device, half: bool = False) -> "Resident":
+        """`table` as Double Q-learning sees it: rewards in units of sigma_c, nothing bootstrapped where terminal."""
+        state = (torch.from_numpy(table.state) - torch.from_numpy(units.mean)) / torch.from_numpy(units.std)
         return cls(
-            state=torch.nan_to_num(state, nan=0.0).to(device),
+            state=torch.nan_to_num(state, nan=0.0).to(torch.float16 if half else torch.float32).to(device),
             legal=torch.from_numpy(table.legal).to(device),
-            action=torch.from_numpy(table.action).to(device),
-            reward=torch.from_numpy(table.reward / scales.sigma).float().to(device),
-            discount=discount_of(gamma_per_day, elapsed, terminal).float().to(device),
-            next_row=torch.from_numpy(following).to(device),
+            action=torch.from_numpy(table.action.astype(np.uint8)).to(device),
+            reward=torch.from_numpy(table.reward / units.sigma).float().to(device),
+            elapsed=torch.from_numpy(table.elapsed_days).float().to(device),
+            stops=torch.from_numpy(table.terminal).to(device),
+            follows=torch.from_numpy(table.next_row >= 0).to(device),
         )
 
-    def at(self, rows: Tensor) -> Batch:
-        """The transitions at `rows` [P, B]."""
-        after = self.next_row[rows]
+    @property
+    def bytes_per_transition(self) -> float:
+        """Of everything held, divided by N."""
+        parts: list[Tensor] = [getattr(self, field.name) for field in fields(self)]
+        return sum(part.numel() * part.element_size() for part in parts) / len(self.state)
+
+    def at(self, rows: Tensor, gamma: Tensor) -> Batch:
+        """The transitions at `rows` [P, B], or [1, B] where all share them; `gamma` [P] or [1] per day."""
+        after = rows + self.follows[rows]
         return Batch(
-            self.state[rows],
-            self.legal[rows],
-            self.action[rows],
-            self.reward[rows],
-            self.discount[rows],
-            self.state[after],
-            self.legal[after],
+            state=_pick(self.state, rows).float(),
+            legal=_pick(self.legal, rows),
+            action=self.action[rows].long(),
+            reward=_pick(self.reward, rows),
+            discount=discount_of(gamma.unsqueeze(-1), self.elapsed[rows], self.stops[rows]),
+            next_state=_pick(self.state, after).float(),
+            next_legal=_pick(self.legal, after),
         )
+
+
+def _pick(values: Tensor, rows: Tensor) -> Tensor:
+    """[*rows, width] the rows of `values` [N, width]: whole rows are copied, not element by element."""
+    return values.index_select(0, rows.reshape(-1)).view(*rows.shape, -1)
+
+
+class Feed(Protocol):
+    """Transitions in the device's memory, and which of them may be drawn now."""
+
+    @property
+    def data(self) -> Resident: ...
+    @property
+    def places(self) -> Tensor:
+        """[n] row numbers."""
+
+    def turns(self, steps: int) -> Sequence[int]:
+        """The updates, counted from 1, after which the places change: multiples of AHEAD."""
+
+    def advance(self, step: int) -> None:
+        """Make ready for update number `step` and those until the next turn."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A feed that holds everything, always."""
+
+    data: Resident
+    places: Tensor
+    """[n]."""
+
+    @classmethod
+    def of(cls, data: Resident, rows: NDArray[np.bool_]) -> "Held":
+        """The rows marked in `rows` [N]."""
+        return cls(data, torch.from_numpy(np.flatnonzero(rows)).to(data.state.device))
+
+    def turns(self, steps: int) -> Sequence[int]:
+        """Never."""
+        return ()
+
+    def advance(self, step: int) -> None:
+        """Everything is there."""
 
 
 class Draws:
-    """Row numbers for one member's minibatches, with replacement, from its own generator."""
+    """Row numbers of one stream of minibatches, with replacement: a function of its seed and of the update alone.
 
-    def __init__(self, rows: NDArray[np.bool_], seed: int, batch_size: int, device: torch.device) -> None:
-        """Draw from the rows marked in `rows` [N]."""
-        self.places = torch.from_numpy(np.flatnonzero(rows))
-        self.generator = torch.Generator().manual_seed(seed)
+    So a run that is resumed, or whose members are updated in another order, sees the same minibatches.
+    """
+
+    def __init__(self, feed: Feed, seed: int, batch_size: int) -> None:
+        """Draw from the feed's places; the feed may change them between blocks of AHEAD updates."""
+        self.feed = feed
+        self.seed = seed
         self.batch_size = batch_size
-        self.device = device
-        self.ahead: list[Tensor] = []
+        self.block = -1
+        self.drawn = torch.empty(0)
 
-    def next(self) -> Tensor:
-        """[B] row numbers."""
-        if not self.ahead:
-            # Many steps at a time: one call and one copy to the device instead of one per step.
-            drawn = torch.randint(len(self.places), (64, self.batch_size), generator=self.generator)
-            self.ahead = list(self.places[drawn].to(self.device).unbind())[::-1]
-        return self.ahead.pop()
+    def at(self, step: int) -> Tensor:
+        """[B] row numbers of one update."""
+        block, place = divmod(step, AHEAD)
+        if block != self.block:
+            places = self.feed.places
+            seed = int(np.random.SeedSequence([self.seed, block]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+            generator = torch.Generator(places.device).manual_seed(seed)
+            size = (AHEAD, self.batch_size)
+            drawn = torch.randint(len(places), size, generator=generator, device=places.device)
+            self.block, self.drawn = block, places[drawn]
+        return self.drawn[place]
+
+
+def stacked(draws: Sequence[Draws], step: int) -> Tensor:
+    """[P, B] row numbers of one update, one row a stream."""
+    return torch.stack([each.at(step) for each in draws])

@@ -9,18 +9,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.batch import Draws, Resident
+from models.batch import Draws, Held, Resident, stacked
 from models.errors import InputError
 from models.learners import fitted_q
-from models.losses import discount_of, td_loss
-from models.network import Population, initial
+from models.losses import horizon_of, td_loss
+from models.network import Population, initial, predicted
 from models.optimise import Descent, counted, follow
 from models.table import Transitions
 
 WARM_START = 0.25
 """Share of the updates that regress on the log's own returns before bootstrapping begins."""
-LONGEST_HORIZON = 1000.0
-"""Decisions: bounds the value a start from mean rewards supposes beyond the end of the log."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +29,11 @@ class FittedQ:
     state: Tensor
     """[N, S + E] normalised."""
 
-    @torch.no_grad()
     def __call__(self) -> NDArray[np.float64]:
         """[M, N, A, K] raw units, at every row of the table."""
-        rows = max(1, 2**18 // self.network.members)
-        parts = [self.network.raw(self.network.heads(part.unsqueeze(0))) for part in torch.split(self.state, rows)]
-        return torch.cat(parts, dim=1).cpu().numpy().astype(np.float64)
+        shift, scale = (each.cpu().numpy().astype(np.float64) for each in (self.network.shift, self.network.scale))
+        found: NDArray[np.float64] = shift + scale * predicted(self.network, self.state)
+        return found
 
 
 def fit_fqe(
@@ -69,43 +66,43 @@ def fit_fqe(
     device = device or torch.device("cpu")
     goes_on: NDArray[np.bool_] = (table.next_row >= 0) & (next_probabilities.sum(axis=-1) > 0).any(axis=0)
     if gamma_per_day is None:
-        learnable = np.ones(len(table.user), dtype=np.bool_)
-        discount = goes_on.astype(np.float32)
+        learnable, stops = np.ones(len(table.user), dtype=np.bool_), ~goes_on
     else:
-        learnable = table.terminal | (table.next_row >= 0)
-        elapsed, terminal = torch.from_numpy(table.elapsed_days), torch.from_numpy(table.terminal)
-        discount = discount_of(gamma_per_day, elapsed, terminal).numpy().astype(np.float32)
+        learnable, stops = table.terminal | (table.next_row >= 0), table.terminal
+    gamma = 1.0 if gamma_per_day is None else gamma_per_day
     rows = rows_fit & learnable
     if not rows.any(axis=1).all():
         member = int((~rows.any(axis=1)).argmax())
         raise InputError(f"fitted Q evaluation: policy {member} has no row to learn from; a longer log is needed.")
     used: NDArray[np.bool_] = np.any(rows, axis=0)
+    discount = np.where(stops, 0.0, gamma**table.elapsed_days)
     returns = _returns(table, discount, goes_on, used, tail=gamma_per_day is not None)
-    network, data = _prepare(table, rows, discount, returns, extra_state, seed, hidden, device)
+    network, data = _prepare(table, rows, stops, returns, extra_state, seed, hidden, device)
     policy = torch.from_numpy(np.ascontiguousarray(next_probabilities, dtype=np.float32)).to(device)
     wanted = ((torch.from_numpy(returns).float().to(device) - network.shift) / network.scale).float()
-    draws = [Draws(each, seed, batch_size, device) for each in rows]
+    draws = [Draws(Held.of(data, each), seed, batch_size) for each in rows]
     each_member = torch.arange(len(rows), device=device).unsqueeze(1)
+    one_gamma, rate = torch.tensor([gamma], device=device), torch.full((len(rows),), target_rate, device=device)
     target = network
     warm = int(WARM_START * steps)
-    descent = Descent(network, learning_rate, steps)
+    descent = Descent([network], [learning_rate] * len(rows), steps)
     for step in counted(steps, "fitted Q evaluation", progress):
-        at = torch.stack([each.next() for each in draws])
-        batch = data.at(at)
+        at = stacked(draws, step)
+        batch = data.at(at, one_gamma)
         if step < warm:
-            descent.step(td_loss(network.heads(batch.state), batch.action, wanted[at]))
+            descent.step(step, td_loss(network.heads(batch.state), batch.action, wanted[at]))
             continue
         if step == warm:
             target = copy.deepcopy(network).requires_grad_(False)
-        descent.step(fitted_q(network, target, batch, policy[each_member, at]))
-        follow(target, network, target_rate)
+        descent.step(step, fitted_q(network, target, batch, policy[each_member, at]))
+        follow(target, network, rate)
     return FittedQ(network.requires_grad_(False), data.state)
 
 
 def _prepare(
     table: Transitions,
     rows: NDArray[np.bool_],
-    discount: NDArray[np.float32],
+    stops: NDArray[np.bool_],
     returns: NDArray[np.float64],
     extra_state: NDArray[np.float32] | None,
     seed: int,
@@ -126,20 +123,20 @@ def _prepare(
     mean_s, std_s, shift_k, scale_k = (torch.from_numpy(each).float() for each in unit)
     actions = len(table.contract.actions)
     network = initial([seed] * len(rows), hidden, mean_s, std_s, shift_k, scale_k, actions).to(device)
-    following = np.where(table.next_row >= 0, table.next_row, np.arange(len(table.user)))
     data = Resident(
         state=network.normalise(torch.from_numpy(state).float().to(device)),
         legal=torch.from_numpy(table.legal).to(device),
-        action=torch.from_numpy(table.action).to(device),
+        action=torch.from_numpy(table.action.astype(np.uint8)).to(device),
         reward=torch.from_numpy(table.reward).float().to(device),
-        discount=torch.from_numpy(discount).to(device),
-        next_row=torch.from_numpy(following).to(device),
+        elapsed=torch.from_numpy(table.elapsed_days).float().to(device),
+        stops=torch.from_numpy(stops).to(device),
+        follows=torch.from_numpy(table.next_row >= 0).to(device),
     )
     return network, data
 
 
 def _returns(
-    table: Transitions, discount: NDArray[np.float32], goes_on: NDArray[np.bool_], used: NDArray[np.bool_], tail: bool
+    table: Transitions, discount: NDArray[np.float64], goes_on: NDArray[np.bool_], used: NDArray[np.bool_], tail: bool
 ) -> NDArray[np.float64]:
     """[N, K] G_k = r_k + discount_k G_{k+1} along the log, raw units; where the log ends, r.
 
@@ -147,7 +144,7 @@ def _returns(
     """
     returns = table.reward.copy()
     if tail:
-        horizon = min(1.0 / max(1.0 - float(discount[used].mean()), 1e-12), LONGEST_HORIZON)
+        horizon = horizon_of(float(discount[used].mean()))
         cut = ~goes_on & ~table.terminal
         returns[cut] += discount[cut, None] * table.reward[used].mean(axis=0) * horizon
     # All users at once: rows one step from the end of their trajectory, then two, and so on.

@@ -28,10 +28,13 @@ class Deployed(nn.Module):
     def __init__(self, learned: "Learned") -> None:
         super().__init__()
         self.q_network, self.behaviour, self.value_network = learned.q_network, learned.behaviour, learned.values
+        self.pessimism = learned.pessimism
         self.register_buffer("q_weights", torch.from_numpy(learned.q_weights).float().unsqueeze(0))
 
     def forward(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q = scalarise(self.q_network(state), self.q_weights).squeeze(0)
+        q = scalarise(self.q_network(state), self.q_weights)
+        # The lower bound of train.lower_bound; of one member nothing is taken.
+        q = q.mean(dim=0) - self.pessimism * q.std(dim=0, correction=0) if self.q_network.members > 1 else q.squeeze(0)
         behaviour = self.behaviour(state).squeeze(0).squeeze(-1)
         values = self.value_network.raw(self.value_network(state)).squeeze(0)
         return q, behaviour, values

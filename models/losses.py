@@ -4,16 +4,29 @@ P members, B transitions per member, A actions, K reward components (heads). Nam
 `_tp1` at the one after it. Rewards and heads are in the same unit, whichever the caller chose.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
+LONGEST_HORIZON = 1000.0
+"""Decisions: bounds what a start from mean rewards supposes beyond the end of the log."""
 
-def discount_of(gamma_per_day: float, elapsed_days: Tensor, terminal: Tensor) -> Tensor:
+
+def discount_of(gamma_per_day: float | Tensor, elapsed_days: Tensor, terminal: Tensor) -> Tensor:
     """gamma^Delta (1 - terminal), any shape: all that a target needs to know of time and of the end.
 
-    `elapsed_days` Delta_k in days, `terminal` bool, gamma per day.
+    `elapsed_days` Delta_k in days, `terminal` bool, gamma per day: one, or any shape that broadcasts.
     """
     return torch.where(terminal, torch.zeros_like(elapsed_days), gamma_per_day**elapsed_days)
+
+
+def horizon_of(mean_discount: float) -> float:
+    """1 / (1 - E[gamma^Delta (1 - terminal)]): decisions that a mean reward goes on for.
+
+    LONGEST_HORIZON at most.
+    """
+    return 1.0 / max(1.0 - mean_discount, 1.0 / LONGEST_HORIZON)
 
 
 def scalarise(heads: Tensor, weights: Tensor) -> Tensor:
@@ -52,18 +65,50 @@ def td_loss(heads_t: Tensor, a_t: Tensor, target_t: Tensor) -> Tensor:
     return (heads_at(heads_t, a_t) - target_t).square().sum(dim=-1).mean(dim=-1)
 
 
-def cql_penalty(q_t: Tensor, a_t: Tensor, legal_t: Tensor) -> Tensor:
-    """[P] mean over B of logsumexp over legal a of q(s, a) - q(s, a_logged).
+def cql_penalty(q_t: Tensor, a_t: Tensor, legal_t: Tensor, credit: Tensor | None = None) -> Tensor:
+    """[P] mean over B of logsumexp over legal a of q(s, a) - credit q(s, a_logged).
 
-    `q_t` [P, B, A], `a_t` [P, B], `legal_t` [P, B, A]. A row whose logged action is illegal (a configured constraint
-    forbids what the log did) counts 0: its logged action is not among those compared, and pulling it up would have no
-    bound. With logits for q this is the negative log-likelihood of the log. Source: Kumar et al. 2020, eq. 4, with the
-    entropy regulariser.
+    `q_t` [P, B, A], `a_t` [P, B], `legal_t` [P, B, A], `credit` [P]: 1 (by default) is the form of Kumar et al. 2020,
+    eq. 4, with the entropy regulariser; 0 only pushes down (eq. 1). A row whose logged action is illegal (a configured
+    constraint forbids what the log did) earns no credit and, where credit is due, counts 0: its logged action is not
+    among those compared, and pulling it up would have no bound. With logits for q and credit 1 this is the negative
+    log-likelihood of the log.
     """
     everything = q_t.masked_fill(~legal_t, -torch.inf).logsumexp(dim=-1)
     at = a_t.unsqueeze(-1)
-    gap = everything - q_t.gather(-1, at).squeeze(-1)
-    return torch.where(legal_t.gather(-1, at).squeeze(-1), gap, torch.zeros_like(gap)).mean(dim=-1)
+    logged, comparable = q_t.gather(-1, at).squeeze(-1), legal_t.gather(-1, at).squeeze(-1)
+    if credit is None:
+        return torch.where(comparable, everything - logged, torch.zeros_like(logged)).mean(dim=-1)
+    given = credit.unsqueeze(-1)
+    gap = torch.where(comparable, everything - given * logged, (1 - given) * everything)
+    return gap.mean(dim=-1)
+
+
+def expectile_loss(q_t: Tensor, v_t: Tensor, weights: Tensor, expectile: Tensor, counts_t: Tensor) -> Tensor:
+    """[P] mean over B of sum_k |lambda - 1{w~.(Q - V) < 0}| (Q_k - V_k)^2: a vector of values, one side for all heads.
+
+    `q_t` [P, B, K] of the target network at the logged action, `v_t` [P, B, K], `weights` [P, K] w~, `expectile` [P]
+    lambda in [0.5, 1), `counts_t` [P, B] whether the logged action is one that may be taken. Which side a row lies on
+    is a question about the scalarised advantage: were each head to answer for itself, V would be the value of no
+    policy. Source: Kostrikov, Nair and Levine 2022, eq. 5, for K = 1.
+    """
+    off = q_t.detach() - v_t
+    below = ((off.detach() * weights.unsqueeze(1)).sum(dim=-1) < 0).to(off.dtype)
+    side = (expectile.unsqueeze(-1) - below).abs() * counts_t
+    return (side * off.square().sum(dim=-1)).mean(dim=-1)
+
+
+def advantage_weighted(logits_t: Tensor, a_t: Tensor, legal_t: Tensor, advantage_t: Tensor, most: float) -> Tensor:
+    """[P] mean over B of -min(exp(advantage), most) log pi(a_logged | s), pi the softmax of logits over legal actions.
+
+    `logits_t` [P, B, A], `a_t` [P, B], `legal_t` [P, B, A], `advantage_t` [P, B] already times the temperature. A row
+    whose logged action is illegal counts 0. Source: Peng et al. 2019; Kostrikov, Nair and Levine 2022, eq. 7.
+    """
+    log_pi = logits_t.masked_fill(~legal_t, -torch.inf).log_softmax(dim=-1)
+    at = a_t.unsqueeze(-1)
+    taken = torch.where(legal_t.gather(-1, at), log_pi.gather(-1, at), torch.zeros_like(log_pi[..., :1])).squeeze(-1)
+    weight = advantage_t.detach().clamp(max=math.log(most)).exp()
+    return -(weight * taken).mean(dim=-1)
 
 
 def heads_at(heads: Tensor, action: Tensor) -> Tensor:

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 
@@ -51,9 +53,10 @@ class Population(nn.Module):
         h = x.expand(self.members, *x.shape[1:])
         last = len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            h = torch.bmm(h, weight) + bias
+            # In place: at these sizes a pass over the activations costs as much as a product.
+            h = torch.bmm(h, weight).add_(bias)
             if layer < last:
-                h = torch.relu(h)
+                h = h.relu_()
         return h.reshape(*h.shape[:-1], self.actions, -1)
 
     def raw(self, heads: Tensor) -> Tensor:
@@ -79,6 +82,28 @@ class Population(nn.Module):
         return alone.requires_grad_(False)
 
 
+@torch.no_grad()
+def predicted(network: Population, state: Tensor) -> NDArray[np.float64]:
+    """[P, N, A, K] heads at every row of a normalised `state` [N, S], in parts that fit any memory."""
+    parts = torch.split(state, max(1, 2**18 // network.members))
+    heads = [network.heads(part.float().unsqueeze(0)).cpu() for part in parts]
+    return torch.cat(heads, dim=1).numpy().astype(np.float64)
+
+
+def together(members: Sequence[Population]) -> Population:
+    """One population of all members of several that share their input, output and layers."""
+    first = members[0]
+    return Population(
+        [torch.cat([each.weights[layer].detach() for each in members]) for layer in range(len(first.weights))],
+        [torch.cat([each.biases[layer].detach() for each in members]) for layer in range(len(first.biases))],
+        first.mean,
+        first.std,
+        first.shift,
+        first.scale,
+        first.actions,
+    ).requires_grad_(False)
+
+
 def initial(
     seeds: Sequence[int],
     hidden: Sequence[int],
@@ -91,7 +116,7 @@ def initial(
 ) -> Population:
     """A population of one member per seed, uniform in +-1/sqrt(inputs); equal seeds give equal members.
 
-    `mean`, `std` [S], `shift`, `scale` [K]; `level` [K] is what every output starts around (0 by default).
+    `mean`, `std` [S], `shift`, `scale` [K]; `level` [P, K] is what every output starts around (0 by default).
     """
     sizes = [len(mean), *hidden, actions * len(scale)]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -102,5 +127,5 @@ def initial(
         weights.append(layer[:, :-1].contiguous())
         biases.append(layer[:, -1:].contiguous())
     if level is not None:
-        biases[-1] = biases[-1] + level.cpu().repeat(actions)
+        biases[-1] = biases[-1] + level.cpu().repeat(1, actions).unsqueeze(1)
     return Population(weights, biases, mean, std, shift, scale, actions)

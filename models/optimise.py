@@ -1,12 +1,15 @@
 """Gradient descent of a population, and the progress bar beside it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.adam import adam
 
+from models.distributed import Group
 from models.network import Population
 
 FINAL_RATE = 0.1
@@ -23,22 +26,56 @@ def counted(steps: int, title: str, progress: bool) -> Iterator[int]:
 
 
 class Descent:
-    """Adam on the sum of the members' losses: its moments are per parameter, so members stay apart."""
+    """Adam on the sum of the members' losses: its moments are per parameter, so members stay apart.
 
-    def __init__(self, network: Population, learning_rate: float, steps: int) -> None:
-        self.optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)
-        self.schedule = torch.optim.lr_scheduler.LinearLR(self.optimiser, 1.0, FINAL_RATE, total_iters=steps)
+    Every parameter leads with P; members may learn at rates of their own, neighbours of one rate in one call.
+    """
 
-    def step(self, loss: Tensor) -> None:
-        """One update from `loss` [P]."""
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.sum().backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step()
-        self.schedule.step()
+    def __init__(self, networks: Sequence[Population], rates: Sequence[float], steps: int) -> None:
+        """`rates` [P] at the first of `steps` updates; they fall linearly to FINAL_RATE of themselves."""
+        self.parameters: list[nn.Parameter] = [each for network in networks for each in network.parameters()]
+        self.first = [torch.zeros_like(each) for each in self.parameters]
+        self.second = [torch.zeros_like(each) for each in self.parameters]
+        self.steps = steps
+        self.runs: list[tuple[slice, float]] = []
+        start = 0
+        for rate, those in groupby(rates):
+            stop = start + len(list(those))
+            self.runs.append((slice(start, stop), rate))
+            start = stop
+
+    def step(self, update: int, loss: Tensor, group: Group | None = None) -> None:
+        """Update number `update` (0 at first) from `loss` [P], each process's gradient counting alike."""
+        gradients = list(torch.autograd.grad(loss.sum(), self.parameters))
+        if group is not None:
+            group.average(gradients)
+        self._apply(update, gradients)
+
+    @torch.no_grad()
+    def _apply(self, update: int, gradients: Sequence[Tensor]) -> None:
+        left = 1 - (1 - FINAL_RATE) * min(update / self.steps, 1.0)
+        for those, rate in self.runs:
+            adam(
+                [each[those] for each in self.parameters],
+                [each[those] for each in gradients],
+                [each[those] for each in self.first],
+                [each[those] for each in self.second],
+                [],
+                # Counted by the caller: the moments' bias is a function of the update's number.
+                [torch.tensor(float(update), device=each.device) for each in self.parameters],
+                fused=True,
+                amsgrad=False,
+                beta1=0.9,
+                beta2=0.999,
+                lr=rate * left,
+                weight_decay=0.0,
+                eps=1e-8,
+                maximize=False,
+            )
 
 
 @torch.no_grad()
-def follow(target: Population, online: Population, rate: float) -> None:
-    """Polyak: target <- (1 - rate) target + rate online, in place."""
+def follow(target: Population, online: Population, rate: Tensor) -> None:
+    """Polyak: target <- (1 - rate) target + rate online, in place; `rate` [P]."""
     for slow, fast in zip(target.parameters(), online.parameters(), strict=True):
-        slow.lerp_(fast, rate)
+        slow.lerp_(fast, rate[:, None, None])

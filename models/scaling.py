@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from models.contract import Contract
 from models.errors import InputError
 from models.table import Transitions
 
 
 @dataclass(frozen=True)
 class Scales:
-    """What the training rows say about units: S features, K reward components."""
+    """The units of one learner: S features, K reward components, and what they weigh."""
 
     mean: NDArray[np.float32]
     """[S] feature means, unknowns left out."""
@@ -31,51 +32,130 @@ class Scales:
         return self.weights * self.sigma / self.reward_sd
 
 
-def measure(table: Transitions, rows: NDArray[np.bool_], weights: Mapping[str, float]) -> Scales:
-    """The scales of the training rows marked in `rows` [N]; `weights` per raw unit, absent components weigh 0.
+@dataclass(frozen=True)
+class Units:
+    """What the training rows say about units, whatever the components weigh."""
 
-    sigma_c = sd(r_c), or 1 where component c is constant and weighs 0.
+    contract: Contract
+    rows: int
+    """Rows measured."""
+    mean: NDArray[np.float32]
+    """[S]."""
+    std: NDArray[np.float32]
+    """[S]."""
+    reward: NDArray[np.float64]
+    """[K] mean of each component, raw."""
+    covariance: NDArray[np.float64]
+    """[K, K] of the components, raw; rows of a constant component are exactly 0."""
 
-    Raises InputError naming the feature that is constant, the component that is constant though it has a weight, a
-    weight of an unknown component, and a weighted reward that never varies.
-    """
-    unknown = [name for name in weights if name not in table.contract.rewards]
-    if unknown:
-        raise InputError(
-            f"train.weights: {unknown[0]!r} is not a reward component (known: {', '.join(table.contract.rewards)})."
-        )
-    mean, std = _features(table, rows)
-    w = np.array([weights.get(name, 0.0) for name in table.contract.rewards])
-    reward = table.reward[rows]
-    constant = np.ptp(reward, axis=0) == 0
-    for name, flat, weight, value in zip(table.contract.rewards, constant, w, reward[0], strict=True):
-        if flat and weight != 0:
+    @classmethod
+    def of(cls, table: Transitions, rows: NDArray[np.bool_]) -> "Units":
+        """The units of the rows marked in `rows` [N].
+
+        Raises InputError as `Moments.units` does.
+        """
+        moments = Moments(table.contract)
+        moments.add(table, rows)
+        return moments.units()
+
+    @property
+    def sigma(self) -> NDArray[np.float64]:
+        """[K] sigma_c = sd(r_c), or 1 where component c is constant."""
+        spread: NDArray[np.float64] = np.sqrt(np.diag(self.covariance))
+        return np.where(spread == 0, 1.0, spread)
+
+    def weighed(self, weights: Mapping[str, float]) -> Scales:
+        """The scales of a learner with `weights` per raw unit; absent components weigh 0. sd(w.r)^2 = w' C w.
+
+        Raises InputError naming a weight of an unknown component, a component that is constant though it has a weight,
+        and a weighted reward that never varies.
+        """
+        names = self.contract.rewards
+        unknown = [name for name in weights if name not in names]
+        if unknown:
+            raise InputError(f"train.weights: {unknown[0]!r} is not a reward component (known: {', '.join(names)}).")
+        w = np.array([weights.get(name, 0.0) for name in names])
+        for name, variance, weight, value in zip(names, np.diag(self.covariance), w, self.reward, strict=True):
+            if variance == 0 and weight != 0:
+                raise InputError(
+                    f"train.weights.{name} is {weight}, but reward {name} is {value:g} in all {self.rows} training "
+                    "rows: nothing can be learned about it; set its weight to 0 or use a longer log."
+                )
+        variance = float(w @ self.covariance @ w)
+        if variance <= 1e-14 * float(np.square(w * self.sigma).sum()):
             raise InputError(
-                f"train.weights.{name} is {weight}, but reward {name} is {value:g} in all {len(reward)} training rows: "
-                f"nothing can be learned about it; set its weight to 0 or use a longer log."
+                f"train.weights: the weighted reward is {float(w @ self.reward):g} in all {self.rows} training rows; "
+                "its components cancel, choose other weights."
             )
-    sigma = np.where(constant, 1.0, reward.std(axis=0))
-    weighted = reward @ w
-    reward_sd = float(weighted.std())
-    if reward_sd <= 1e-12 * max(1.0, float(np.abs(weighted).max())):
-        raise InputError(
-            f"train.weights: the weighted reward is {weighted[0]:g} in all {len(reward)} training rows; its components "
-            "cancel, choose other weights."
+        return Scales(self.mean, self.std, self.sigma, variance**0.5, w)
+
+
+class Moments:
+    """Sums over rows that add, part by part, to what `Units` are made of: no two passes, no cancellation."""
+
+    def __init__(self, contract: Contract) -> None:
+        features, rewards = len(contract.features), len(contract.rewards)
+        self.contract = contract
+        self.rows = 0
+        self.known, self.infinite = np.zeros(features), np.zeros(features, dtype=np.int64)
+        self.mean, self.square = np.zeros(features), np.zeros(features)
+        self.least, self.most = np.full(features, np.inf), np.full(features, -np.inf)
+        self.reward, self.product = np.zeros(rewards), np.zeros((rewards, rewards))
+        self.reward_least, self.reward_most = np.full(rewards, np.inf), np.full(rewards, -np.inf)
+
+    def add(self, table: Transitions, rows: NDArray[np.bool_]) -> None:
+        """The rows of `table` marked in `rows` [N]. Source: Chan, Golub and LeVeque 1983, eq. 2.1."""
+        for s in range(len(self.mean)):
+            # One feature at a time: a table that fills the memory has no second copy.
+            state = table.state[rows, s].astype(np.float64)
+            known = state[~np.isnan(state)]
+            self.infinite[s] += int(np.isinf(known).sum())
+            if not len(known) or self.infinite[s]:
+                continue
+            n, off = len(known), known.mean() - self.mean[s]
+            total = self.known[s] + n
+            self.square[s] += np.square(known - known.mean()).sum() + off**2 * self.known[s] * n / total
+            self.mean[s] += off * n / total
+            self.known[s] = total
+            self.least[s], self.most[s] = min(self.least[s], known.min()), max(self.most[s], known.max())
+        reward = table.reward[rows]
+        if not len(reward):
+            return
+        n, centre = len(reward), reward.mean(axis=0)
+        off, around = centre - self.reward, reward - centre
+        self.product += around.T @ around + np.outer(off, off) * self.rows * n / (self.rows + n)
+        self.reward += off * n / (self.rows + n)
+        self.rows += n
+        self.reward_least = np.minimum(self.reward_least, reward.min(axis=0))
+        self.reward_most = np.maximum(self.reward_most, reward.max(axis=0))
+
+    def units(self) -> Units:
+        """Means, standard deviations (over known values) and the covariance of the rewards.
+
+        Raises InputError naming a feature that is constant, always unknown, or infinite somewhere.
+        """
+        for name, infinite, known, least, most in zip(
+            self.contract.features, self.infinite, self.known, self.least, self.most, strict=True
+        ):
+            if infinite:
+                raise InputError(
+                    f"features: {name!r} is infinite in {infinite} of {self.rows} training rows; correct the log (a "
+                    "division by zero?), or map the column to null there: unknown is learned from."
+                )
+            if least >= most:
+                found = f"always {least:g}" if known else "always unknown"
+                raise InputError(
+                    f"features: {name!r} is {found} in {self.rows} training rows, so it tells nothing; remove it from "
+                    "[features] or use a log in which it varies."
+                )
+        varies = self.reward_least < self.reward_most
+        covariance = np.where(np.outer(varies, varies), self.product, 0.0) / max(self.rows, 1)
+        return Units(
+            self.contract,
+            self.rows,
+            self.mean.astype(np.float32),
+            np.sqrt(self.square / np.maximum(self.known, 1)).astype(np.float32),
+            # Exactly the value, where there is one.
+            np.where(varies, self.reward, self.reward_least),
+            covariance,
         )
-    return Scales(mean, std, sigma, reward_sd, w)
-
-
-def _features(table: Transitions, rows: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and standard deviation [S] of each feature over its known values."""
-    state = table.state[rows].astype(np.float64)
-    mean, std = np.empty(state.shape[1]), np.empty(state.shape[1])
-    for s, name in enumerate(table.contract.features):
-        known = state[~np.isnan(state[:, s]), s]
-        if not len(known) or np.ptp(known) == 0:
-            found = f"always {known[0]:g}" if len(known) else "always unknown"
-            raise InputError(
-                f"features: {name!r} is {found} in {len(state)} training rows, so it tells nothing; remove it from "
-                "[features] or use a log in which it varies."
-            )
-        mean[s], std[s] = known.mean(), known.std()
-    return mean.astype(np.float32), std.astype(np.float32)

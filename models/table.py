@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from numpy.typing import NDArray
@@ -129,38 +130,85 @@ def read_with_keys(path: Path | str, contract: Contract, version: int | None = N
 
     Raises InputError as `read` does.
     """
-    delta = _open(path, version)
-    columns = [
+    shards = Shards.of(path, contract, version)
+    return shards.together(shards.buckets)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """One version of the table, to be read a bucket at a time; a user is in one bucket only."""
+
+    version: int
+    dataset: pads.Dataset
+    """Of that version, opened once."""
+    path: str
+    contract: Contract
+    buckets: tuple[int, ...]
+
+    @classmethod
+    def of(cls, path: Path | str, contract: Contract, version: int | None = None) -> "Shards":
+        """Raises InputError naming the table and column where the table, the version or a column is missing."""
+        delta = _open(path, version)
+        dataset = delta.to_pyarrow_dataset()
+        missing = [name for name in (*_columns(contract), "bucket") if name not in dataset.schema.names]
+        if missing:
+            raise InputError(
+                f"{path}: the transitions table has no column {', '.join(missing)}; run the ETL again with --rebuild."
+            )
+        buckets = {int(partition["bucket"]) for partition in delta.partitions()}
+        return cls(int(delta.version()), dataset, str(path), contract, tuple(sorted(buckets)))
+
+    def read(self, bucket: int) -> Transitions:
+        """The usable rows of one bucket, as `read` gives all; none where it has none."""
+        found, _ = self._joined([self._part(bucket)])
+        return found
+
+    def together(self, buckets: Sequence[int], most: int | None = None) -> tuple[Transitions, pa.Table]:
+        """The rows of several buckets as one table, and the keys of those whose propensity is unknown.
+
+        With `most`, no further bucket once so many rows are there.
+
+        Raises InputError where no row is usable.
+        """
+        parts, rows = [], 0
+        for bucket in buckets:
+            part, keys = self._part(bucket)
+            if len(part["user"]):
+                parts.append((part, keys))
+                rows += len(part["user"])
+            if most is not None and rows >= most:
+                break
+        if not parts:
+            raise InputError(
+                f"{self.path}: version {self.version} has no usable row; look at the ETL's quarantine counts."
+            )
+        return self._joined(parts)
+
+    def _part(self, bucket: int) -> tuple[dict[str, NDArray[Any]], pa.Table]:
+        """Arrays of one bucket, and the keys of its rows whose propensity is unknown."""
+        wanted = (pc.field("bucket") == bucket) & pc.field("usable")
+        rows = _sorted(self.dataset.to_table(columns=_columns(self.contract), filter=wanted))
+        part, kept = _absorb(_bucket(rows, self.contract, self.path))
+        keys = rows.select(list(propensities.KEYS)).filter(pa.array(kept))
+        return part, keys.filter(pa.array(np.isnan(part["propensity"])))
+
+    def _joined(self, parts: Sequence[tuple[dict[str, NDArray[Any]], pa.Table]]) -> tuple[Transitions, pa.Table]:
+        columns = [part for part, _ in parts]
+        starts = np.cumsum([0, *(len(part["user_id"]) for part in columns)])
+        for part, start in zip(columns, starts, strict=False):
+            part["user"] = part["user"] + start
+        joined: dict[str, Any] = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
+        fingerprint = _fingerprint(self.contract, joined)
+        found = Transitions(contract=self.contract, version=self.version, fingerprint=fingerprint, **joined)
+        return found, pa.concat_tables([keys for _, keys in parts])
+
+
+def _columns(contract: Contract) -> list[str]:
+    return [
         *PLAIN,
         *(STATE_PREFIX + name for name in contract.features),
         *(REWARD_PREFIX + name for name in contract.rewards),
     ]
-    dataset = delta.to_pyarrow_dataset()
-    missing = [name for name in (*columns, "bucket") if name not in dataset.schema.names]
-    if missing:
-        raise InputError(
-            f"{path}: the transitions table has no column {', '.join(missing)}; run the ETL again with --rebuild."
-        )
-    buckets = pc.unique(dataset.to_table(columns=["bucket"])["bucket"]).to_pylist()
-    parts: list[dict[str, NDArray[Any]]] = []
-    unknown: list[pa.Table] = []
-    for bucket in sorted(buckets):
-        rows = dataset.to_table(columns=columns, filter=(pc.field("bucket") == bucket) & pc.field("usable"))
-        if rows.num_rows:
-            rows = _sorted(rows)
-            part, kept = _absorb(_bucket(rows, contract, str(path)))
-            parts.append(part)
-            keys = rows.select(list(propensities.KEYS)).filter(pa.array(kept))
-            unknown.append(keys.filter(pa.array(np.isnan(part["propensity"]))))
-    if not parts:
-        raise InputError(f"{path}: version {delta.version()} has no usable row; look at the ETL's quarantine counts.")
-    starts = np.cumsum([0, *(len(part["user_id"]) for part in parts)])
-    for part, start in zip(parts, starts, strict=False):
-        part["user"] = part["user"] + start
-    joined: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    fingerprint = _fingerprint(contract, joined)
-    found = Transitions(contract=contract, version=delta.version(), fingerprint=fingerprint, **joined)
-    return found, pa.concat_tables(unknown)
 
 
 def newest(path: Path | str) -> int:

@@ -1,113 +1,80 @@
-"""The training loop on one screen."""
+"""From transitions to policies: the log cloned, a population learned, what acts valued."""
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import ClassVar
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from models.batch import Batch, Draws, Resident, Rows, rows_of
+from models.batch import Draws, Feed, Held, Resident, Rows, rows_of
 from models.contract import Contract
+from models.distributed import Group
 from models.errors import InputError
-from models.fqe import LONGEST_HORIZON, fit_fqe
-from models.learners import behaviour_cloning, ddqn_cql
-from models.network import Population, initial
-from models.optimise import Descent, counted, follow
-from models.scaling import Scales, measure
-from models.table import Transitions
+from models.fqe import fit_fqe
+from models.learn import CURVE_POINTS, Act, Assess, Judge, Keep, Kept, Point, Reach, Seen, learn, marks
+from models.learners import behaviour_cloning
+from models.members import Learner, Member
+from models.network import Population, initial, predicted, together
+from models.optimise import Descent, counted
+from models.scaling import Scales, Units
+from models.stream import Pool, Survey, reach_of, survey
+from models.table import Shards, Transitions
+from models.training import BEHAVIOUR, TrainConfig
 
-BEHAVIOUR = "behaviour"
-"""The logging policy, cloned; the first champion."""
-Act = Callable[[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]], NDArray[np.float64]]
-"""(q [N, A], behaviour logits [N, A], legal [N, A]) -> probabilities [N, A]: how a learned policy is deployed."""
 Metrics = Callable[[int, dict[str, float]], None]
 """Told the update and the metrics there."""
-CURVE_POINTS = 50
+LOG = logging.getLogger("tactful")
+FEWEST_USERS = 20
+"""Validation users below which nothing is selected by them."""
 VALIDATION_ROWS = 4096
 """At most so many validation rows behind each point of a curve."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """What is learned, from what, for how long."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    weights: dict[str, float] = field(default_factory=dict)
-    """Weight per reward component and raw unit (a click is worth 1, a send costs 0.05); an absent one weighs 0."""
-    gamma_per_day: float = 0.97
-    """Discount per day; the learner uses gamma ** elapsed_days."""
-    learners: dict[str, float] = field(default_factory=lambda: {"ddqn": 0.0, "ddqn_cql": 1.0})
-    """Name of each learned policy, and the alpha of its CQL penalty (0 is plain Double DQN)."""
-    seeds: int = 1
-    """Members per learner; the first is exported, the others tell how stable the choice is."""
-    steps: int = 3000
-    """Updates."""
-    batch_size: int = 512
-    """Transitions per update and member."""
-    hidden: tuple[int, ...] = (64, 64)
-    """Units per hidden layer."""
-    learning_rate: float = 1e-3
-    target_rate: float = 0.01
-    """Polyak rate of the target network per update."""
-    behaviour_steps: int = 1500
-    """Updates of the behaviour network (the logging policy, cloned)."""
-    value_steps: int = 2000
-    """Updates of the unpenalised fitted Q evaluation that travels with each policy."""
-    threads: int = 1
-    """Torch threads on CPU."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.gamma_per_day <= 1:
-            raise InputError(f"train.gamma_per_day is {self.gamma_per_day}; it must lie in (0, 1].")
-        for name in ("seeds", "steps", "batch_size", "behaviour_steps", "value_steps", "threads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"train.{name} is {getattr(self, name)}; it must be 1 or more.")
-        if not self.hidden or min(self.hidden) < 1:
-            raise InputError(f"train.hidden is {list(self.hidden)}; give one or more layers of 1 or more units.")
-        if self.learning_rate <= 0:
-            raise InputError(f"train.learning_rate is {self.learning_rate}; it must be above 0.")
-        if not 0 < self.target_rate <= 1:
-            raise InputError(f"train.target_rate is {self.target_rate}; it must lie in (0, 1].")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise InputError(f"train.device is {self.device!r}; it must be auto, cpu or cuda.")
-        if BEHAVIOUR in self.learners:
-            raise InputError(f"train.learners: {BEHAVIOUR!r} is the cloned logging policy's name; choose another.")
-        if not self.learners:
-            raise InputError("train.learners is empty; name at least one, for example ddqn_cql = 1.0.")
-        for name, alpha in self.learners.items():
-            if alpha < 0:
-                raise InputError(f"train.learners.{name} is {alpha}; alpha must be 0 or more.")
-        if not any(self.weights.values()):
-            raise InputError("train.weights are all zero; give at least one reward component a weight.")
+AssessOf = Callable[[NDArray[np.float64]], Assess]
+"""What evaluates policies on the validation split, given the cloned logging policy's probabilities [N, A]."""
 
 
 @dataclass(frozen=True)
 class Learned:
-    """A policy to export: three networks of one member each, on the CPU, and how they came about."""
+    """A policy to export: networks on the CPU, and how they came about."""
 
     name: str
-    alpha: float | None
-    """Of the CQL penalty; None for the behaviour policy."""
+    learner: Learner | None
+    """None for the behaviour policy."""
     contract: Contract
     scales: Scales
     q_network: Population
+    """One member, or the ensemble that acts together."""
     q_weights: NDArray[np.float64]
-    """[K] q = sum_k q_weights_k heads_k: in standard deviations of the weighted reward."""
+    """[K] q = sum_k q_weights_k heads_k: in standard deviations of the weighted reward, or logits (awr)."""
     behaviour: Population
     """Logits of the logging policy, K = 1."""
     values: Population
     """Unpenalised fitted Q of the deployed policy; `raw` gives raw units, gamma_per_day discounts."""
-    curves: list[dict[str, float]]
-    """One point per measured update: step, and td_loss, cql_gap, mean_q, or nll; validation_* where there are rows."""
+    curves: list[Point]
+    """One point per measured update: step, and td_loss, cql_gap, mean_q, ..., or nll; validation_* where there are
+    rows."""
     agreement: float | None
     """Share of validation choices at which the other seeds choose as the first; None with one seed."""
+    kept: dict[str, float | None] | None = None
+    """The update it is kept at, and its gain on the validation split with its standard error; None for an ensemble and
+    the behaviour policy."""
+    stopped: tuple[str, ...] = ()
+    """Why seeds of it diverged."""
+
+    @property
+    def alpha(self) -> float | None:
+        """Of the CQL penalty; None for the behaviour policy."""
+        return None if self.learner is None else self.learner.penalised
+
+    @property
+    def pessimism(self) -> float:
+        return 0.0 if self.learner is None else self.learner.pessimism
 
 
 @dataclass(frozen=True)
@@ -117,7 +84,7 @@ class Run:
     table: Transitions
     config: TrainConfig
     seed: int
-    scales: Scales
+    units: Units
     data: Resident
     training: Rows
     validation: Rows
@@ -125,34 +92,76 @@ class Run:
     progress: bool
     on_metrics: Metrics | None
 
-    def population(self, seeds: list[int], shift: Tensor, scale: Tensor, level: Tensor | None = None) -> Population:
-        """One network per seed over this log's state, with len(scale) components."""
-        mean, std = torch.from_numpy(self.scales.mean), torch.from_numpy(self.scales.std)
-        actions = len(self.table.contract.actions)
-        return initial(seeds, self.config.hidden, mean, std, shift, scale, actions, level).to(self.device)
-
-    def draws(self, rows: NDArray[np.bool_], seed: int) -> Draws:
-        return Draws(rows, seed, self.config.batch_size, self.device)
-
-    def held_out(self, rows: NDArray[np.bool_]) -> Batch | None:
-        """The same few of `rows` [N] at every point of a curve, P = 1; None where there are none."""
+    def held_out(self, rows: NDArray[np.bool_]) -> Held | None:
+        """The same few of `rows` [N] at every point of a curve; None where there are none."""
         places = np.flatnonzero(rows)
         if not len(places):
             return None
         few = np.random.default_rng(self.seed).permutation(places)[:VALIDATION_ROWS]
-        return self.data.at(torch.from_numpy(few).to(self.device).unsqueeze(0))
+        return Held(self.data, torch.from_numpy(few).to(self.device))
 
-    def record(self, curve: list[dict[str, float]], name: str, step: int, point: dict[str, float]) -> None:
-        """Append a point; raise InputError where training diverged."""
-        wrong = [key for key, value in point.items() if not np.isfinite(value)]
-        if wrong:
-            raise InputError(
-                f"training {name} diverged: {wrong[0]} is {point[wrong[0]]} at update {step}; lower "
-                f"train.learning_rate ({self.config.learning_rate}) or look for extreme rewards."
-            )
-        curve.append({"step": float(step), **point})
+    def tell(self, name: str, step: int, point: Point) -> None:
         if self.on_metrics:
             self.on_metrics(step, {f"{name}/{key}": value for key, value in point.items()})
+
+    def members(self) -> list[Member]:
+        """Learners x seeds; those of one seed share its minibatches, and differ by their loss alone."""
+        config = self.config
+        return [
+            member_of(name, s, learner, config, self.units, _seed(self.seed, s), _seed(self.seed, s))
+            for name, learner in config.named.items()
+            for s in range(config.seeds)
+        ]
+
+
+def member_of(
+    name: str, number: int, learner: Learner, config: TrainConfig, units: Units, seed: int, draws: int
+) -> Member:
+    """A member as its learner says, and [train] where that says nothing."""
+
+    def own(key: str) -> float:
+        given = getattr(learner, key)
+        return float(getattr(config, key) if given is None else given)
+
+    return Member(
+        name=name,
+        number=number,
+        learner=learner,
+        scales=units.weighed(config.weights if learner.weights is None else learner.weights),
+        learning_rate=own("learning_rate"),
+        gamma_per_day=own("gamma_per_day"),
+        target_rate=own("target_rate"),
+        seed=seed,
+        draws=draws,
+    )
+
+
+def prepare(
+    table: Transitions,
+    config: TrainConfig,
+    seed: int,
+    progress: bool = True,
+    on_metrics: Metrics | None = None,
+    units: Units | None = None,
+) -> Run:
+    """The table on its device, measured, or in the `units` of a larger one.
+
+    Raises InputError for a constant or infinite feature, a log with no training rows, no row with a target or no
+    choice, for a device that is not there, and where the device is too small.
+    """
+    torch.set_num_threads(config.threads)
+    device = _device(config.device)
+    training, validation = rows_of(table, "train"), rows_of(table, "validation")
+    _check(training)
+    units = units or Units.of(table, training.all)
+    try:
+        data = Resident.of(table, units, device, config.half_precision)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"the device has no room for {len(table.user):,} transitions ({_first_line(error)}); set "
+            "train.half_precision = true, or train.device = 'cpu'."
+        ) from None
+    return Run(table, config, seed, units, data, training, validation, device, progress, on_metrics)
 
 
 def train(
@@ -162,48 +171,64 @@ def train(
     act: Act,
     progress: bool = True,
     on_metrics: Metrics | None = None,
+    assess_of: AssessOf | None = None,
+    checkpoint: Path | None = None,
+    group: Group | None = None,
+    shards: Shards | None = None,
 ) -> dict[str, Learned]:
     """A policy per configured learner, and `behaviour`; the same seed and table give the same numbers.
 
-    1. the behaviour network clones the log; 2. a population of learners x seeds learns by Double DQN, each member with
-    its own alpha; 3. the first seed's policy, as `act` deploys it, is valued by an unpenalised fitted Q evaluation.
+    1. the behaviour network clones the log; 2. a population of learners x seeds learns, each member kept at the check
+    whose policy, as `act` deploys it, is best on the validation split (`assess_of`; the last where that is None);
+    3. what is exported of each learner is valued by an unpenalised fitted Q evaluation. With `checkpoint` a run that
+    was killed goes on from that file. With `shards` the population learns from all of them as they pass through a
+    buffer of `config.stream_rows`, and `table` is what of them fits (`stream.sampled`).
 
-    Raises InputError for a constant feature or weighted component, for a log with no training rows, no row with a
-    target or no choice, for a device that is not there, and when training diverges.
+    A learner all of whose seeds diverge is left out, with a warning. Raises InputError as `prepare` does, for a
+    weighted component that is constant, and where every learner diverges.
     """
-    torch.set_num_threads(config.threads)
-    device = _device(config.device)
-    training, validation = rows_of(table, "train"), rows_of(table, "validation")
-    _check(training)
-    scales = measure(table, training.all, config.weights)
-    data = Resident.of(table, scales, config.gamma_per_day, device)
-    run = Run(table, config, seed, scales, data, training, validation, device, progress, on_metrics)
+    found = survey(shards) if shards else None
+    run = prepare(table, config, seed, progress, on_metrics, found.units if found else None)
     clone, clone_curve = clone_behaviour(run)
-    online, curves = learn(run)
-    logits = _predict(clone, data)[0, :, :, 0]
-    q = np.einsum("pnak,k->pna", _predict(online, data), scales.inner)
-    firsts = range(0, online.members, config.seeds)
-    policies = [act(q[first], logits, table.legal) for first in firsts]
-    values = value(run, [*policies, _softmax(logits, table.legal)])
-    found = {}
-    for m, (first, (name, alpha)) in enumerate(zip(firsts, config.learners.items(), strict=True)):
-        found[name] = Learned(
-            name=name,
-            alpha=alpha,
+    logits = predicted(clone, run.data.state)[0, :, :, 0]
+    cloned = _softmax(logits, table.legal)
+    judge = _judge(run, act, assess_of(cloned), logits) if assess_of else None
+    members = run.members()
+    keep = None if checkpoint is None else Keep(checkpoint, _identity(run, members))
+    try:
+        with _feed(run, members, shards, found) as (feed, reach):
+            held_out = run.held_out(run.validation.target)
+            seen = learn(members, config, feed, reach, held_out, judge, group, keep, run.tell, progress)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"training {len(members)} members: {_first_line(error)}; lower train.batch_size ({config.batch_size}), "
+            f"train.hidden ({list(config.hidden)}) or train.seeds ({config.seeds})."
+        ) from None
+    chosen = _chosen(run, members, seen)
+    policies = [act(each.q(run), logits, table.legal) for each in chosen]
+    gammas = [each.member.gamma_per_day for each in chosen]
+    values = value(run, [*policies, cloned], [*gammas, config.gamma_per_day])
+    learned = {}
+    for m, each in enumerate(chosen):
+        learned[each.member.name] = Learned(
+            name=each.member.name,
+            learner=each.member.learner,
             contract=table.contract,
-            scales=scales,
-            q_network=online.member(first),
-            q_weights=scales.inner,
+            scales=each.member.scales,
+            q_network=each.network,
+            q_weights=each.weights,
             behaviour=clone.member(0),
-            values=values.member(m),
-            curves=curves[m],
-            agreement=_agreement(q[first : first + config.seeds], run),
+            values=values[m],
+            curves=each.curve,
+            agreement=each.agreement,
+            kept=each.kept,
+            stopped=each.stopped,
         )
     # What the logging policy earns, weighed as the learners weigh it: its q is its own fitted value.
-    own = values.member(len(policies))
-    found[BEHAVIOUR] = Learned(
+    own, scales = values[-1], run.units.weighed(config.weights)
+    learned[BEHAVIOUR] = Learned(
         name=BEHAVIOUR,
-        alpha=None,
+        learner=None,
         contract=table.contract,
         scales=scales,
         q_network=own,
@@ -213,83 +238,178 @@ def train(
         curves=clone_curve,
         agreement=None,
     )
-    return found
+    return learned
 
 
-def learn(run: Run) -> tuple[Population, list[list[dict[str, float]]]]:
-    """The population, learner by learner and seed by seed within each; and each learner's curve, of its first seed."""
-    config, learners = run.config, len(run.config.learners)
-    seeds = [_seed(run.seed, s) for s in range(config.seeds)]
-    sigma = torch.from_numpy(run.scales.sigma).float()
-    online = run.population(seeds * learners, torch.zeros_like(sigma), sigma, _level(run))
-    target = copy.deepcopy(online).requires_grad_(False)
-    alpha = torch.tensor(list(config.learners.values()), device=run.device).repeat_interleave(config.seeds)
-    weights = torch.from_numpy(run.scales.inner).float().to(run.device).expand(online.members, -1)
-    draws = [run.draws(run.training.target, each) for each in seeds]
-    held_out = run.held_out(run.validation.target)
-    descent = Descent(online, config.learning_rate, config.steps)
-    curves: list[list[dict[str, float]]] = [[] for _ in config.learners]
-    for step in counted(config.steps, "learning", run.progress):
-        # Members of one seed share its minibatches, whatever their learner: they differ by their loss alone.
-        batch = run.data.at(torch.stack([each.next() for each in draws])).repeat(learners)
-        terms = ddqn_cql(online, target, batch, weights, alpha)
-        descent.step(terms.loss)
-        follow(target, online, config.target_rate)
-        if not _measured(step, config.steps):
-            continue
-        now = {"td_loss": terms.td, "cql_gap": terms.gap, "mean_q": _mean_best(terms.q, batch.legal)}
-        if held_out is not None:
-            with torch.no_grad():
-                now["validation_td"] = ddqn_cql(online, target, held_out.repeat(online.members), weights, alpha).td
-        for m, name in enumerate(config.learners):
-            point = {key: float(each[m * config.seeds].detach()) for key, each in now.items()}
-            run.record(curves[m], name, step + 1, point)
-    return online.requires_grad_(False), curves
+@contextmanager
+def _feed(
+    run: Run, members: list[Member], shards: Shards | None, found: Survey | None
+) -> Iterator[tuple[Feed, list[Reach]]]:
+    """What the population learns from: all that is there, or what passes through a buffer."""
+    if shards is None or found is None:
+        held = Held.of(run.data, run.training.target)
+        yield held, [Reach.of(each, held) for each in members]
+        return
+    config = run.config
+    capacity, half = config.stream_rows, config.half_precision
+    with Pool(shards, found, capacity, config.batch_size, run.seed, run.device, half) as pool:
+        yield pool, reach_of(members, shards, found)
 
 
-def clone_behaviour(run: Run) -> tuple[Population, list[dict[str, float]]]:
+def clone_behaviour(run: Run) -> tuple[Population, list[Point]]:
     """The logging policy as a network (P = K = 1), from the rows that offered a choice; and its curve.
 
     Of the points of the curve the one that tells validation users' actions best is kept: an overfitted clone would put
     a weight of its own on every decision of a policy that is deployed as a mixture with it.
     """
-    seed, steps = _seed(run.seed, 0), run.config.behaviour_steps
-    network = run.population([seed], torch.zeros(1), torch.ones(1))
-    draws, held_out = run.draws(run.training.choice, seed), run.held_out(run.validation.choice)
-    descent = Descent(network, run.config.learning_rate, steps)
-    curve: list[dict[str, float]] = []
+    config, seed, steps = run.config, _seed(run.seed, 0), run.config.behaviour_steps
+    mean, std = torch.from_numpy(run.units.mean), torch.from_numpy(run.units.std)
+    actions = len(run.table.contract.actions)
+    network = initial([seed], config.hidden, mean, std, torch.zeros(1), torch.ones(1), actions).to(run.device)
+    draws = Draws(Held.of(run.data, run.training.choice), seed, config.batch_size)
+    held_out, no_discount = run.held_out(run.validation.choice), torch.ones(1, device=run.device)
+    descent, measured = Descent([network], [config.learning_rate], steps), marks(steps, CURVE_POINTS)
+    curve: list[Point] = []
     best, least = network, float("inf")
     for step in counted(steps, "cloning the log", run.progress):
-        nll = behaviour_cloning(network, run.data.at(draws.next().unsqueeze(0)))
-        descent.step(nll)
-        if not _measured(step, steps):
+        nll = behaviour_cloning(network, run.data.at(draws.at(step).unsqueeze(0), no_discount))
+        descent.step(step, nll)
+        if step + 1 not in measured:
             continue
         point = {"nll": float(nll.detach())}
         if held_out is not None:
             with torch.no_grad():
-                point["validation_nll"] = float(behaviour_cloning(network, held_out))
-        run.record(curve, BEHAVIOUR, step + 1, point)
+                unseen = run.data.at(held_out.places.unsqueeze(0), no_discount)
+                point["validation_nll"] = float(behaviour_cloning(network, unseen))
+        if not all(np.isfinite(each) for each in point.values()):
+            raise InputError(
+                f"training {BEHAVIOUR} diverged: nll is {point['nll']} at update {step + 1}; lower "
+                f"train.learning_rate ({config.learning_rate}) or look for extreme features."
+            )
+        curve.append({"step": float(step + 1), **point})
+        run.tell(BEHAVIOUR, step + 1, point)
         if point.get("validation_nll", -float("inf")) < least:
             best, least = copy.deepcopy(network), point.get("validation_nll", float("inf"))
     return best.requires_grad_(False), curve
 
 
-def value(run: Run, policies: list[NDArray[np.float64]]) -> Population:
-    """A member per policy [N, A]: its discounted fitted Q evaluation on the training rows."""
+@dataclass(frozen=True)
+class Chosen:
+    """What of a learner's members is exported."""
+
+    member: Member
+    network: Population
+    weights: NDArray[np.float64]
+    curve: list[Point]
+    agreement: float | None
+    kept: dict[str, float | None] | None
+    stopped: tuple[str, ...]
+
+    def q(self, run: Run) -> NDArray[np.float64]:
+        """[N, A] at every row of the table."""
+        return lower_bound(predicted(self.network.to(run.device), run.data.state) @ self.weights,
+                           self.member.learner.pessimism)  # fmt: skip
+
+
+def lower_bound(q: NDArray[np.float64], pessimism: float) -> NDArray[np.float64]:
+    """[N, A] mean - c sd over the members of `q` [E, N, A], c = `pessimism`: taken on w~.Q, never per head.
+
+    sd with denominator E; with one member it is that member's q.
+    """
+    found: NDArray[np.float64] = q.mean(axis=0) - pessimism * q.std(axis=0)
+    return found
+
+
+def _chosen(run: Run, members: list[Member], seen: list[Seen]) -> list[Chosen]:
+    """Of each learner the seed that did best on the validation split, or all of them where they act together.
+
+    What diverged is not trusted at an earlier check either.
+    """
+    found, failed = [], []
+    for name in run.config.learners:
+        mine = [(member, each) for member, each in zip(members, seen, strict=True) if member.name == name]
+        stopped = tuple(each.stopped for _, each in mine if each.stopped)
+        alive = [(each.kept, each.curve) for _, each in mine if each.kept and not each.stopped]
+        for reason in stopped:
+            LOG.warning("%s", reason)
+        if not alive:
+            failed.append(stopped[0])
+            continue
+        networks = [kept.network for kept, _ in alive]
+        place = max(range(len(alive)), key=lambda each: _gain(alive[each][0]))
+        (kept, curve), member = alive[place], mine[0][0]
+        ensemble = member.learner.pessimism > 0
+        q = predicted(together(networks).to(run.device), run.data.state) @ kept.weights
+        chosen = {"step": float(kept.step), "gain": kept.gain, "standard_error": kept.standard_error}
+        found.append(
+            Chosen(
+                member=member,
+                network=together(networks) if ensemble else kept.network,
+                weights=kept.weights,
+                curve=curve,
+                agreement=_agreement(q, place, run),
+                kept=None if ensemble else chosen,
+                stopped=stopped,
+            )
+        )
+    if not found:
+        raise InputError(f"training {failed[0]}.")
+    return found
+
+
+def _gain(kept: Kept) -> float:
+    return -float("inf") if kept.gain is None else kept.gain
+
+
+def value(run: Run, policies: list[NDArray[np.float64]], gammas: list[float]) -> list[Population]:
+    """For each policy [N, A] a network of its own: its discounted fitted Q evaluation on the training rows.
+
+    One population for all that discount alike.
+    """
     following = np.where(run.table.next_row >= 0, run.table.next_row, np.arange(len(run.table.user)))
-    return fit_fqe(
-        run.table,
-        np.repeat(run.training.target[None], len(policies), axis=0),
-        np.stack(policies)[:, following].astype(np.float32),
-        run.config.value_steps,
-        run.config.gamma_per_day,
-        None,
-        _seed(run.seed, 0),
-        hidden=run.config.hidden,
-        batch_size=run.config.batch_size,
-        device=run.device,
-        progress=run.progress,
-    ).network
+    found: dict[int, Population] = {}
+    for gamma in sorted(set(gammas)):
+        places = [place for place, each in enumerate(gammas) if each == gamma]
+        network = fit_fqe(
+            run.table,
+            np.repeat(run.training.target[None], len(places), axis=0),
+            np.stack([policies[place] for place in places])[:, following].astype(np.float32),
+            run.config.value_steps,
+            gamma,
+            None,
+            _seed(run.seed, 0),
+            hidden=run.config.hidden,
+            batch_size=run.config.batch_size,
+            device=run.device,
+            progress=run.progress,
+        ).network
+        found |= {place: network.member(m) for m, place in enumerate(places)}
+    return [found[place] for place in range(len(policies))]
+
+
+def _judge(run: Run, act: Act, assess: Assess, logits: NDArray[np.float64]) -> Judge | None:
+    """What checks evaluate by; None where the validation split has too few users to tell anything."""
+    rows = assess.rows
+    if len(np.unique(run.table.user[rows])) < FEWEST_USERS:
+        LOG.warning("train: the validation split has fewer than %d users; every member is kept at its last update, "
+                    "unselected; raise its share in etl.split", FEWEST_USERS)  # fmt: skip
+        return None
+    places = torch.from_numpy(np.flatnonzero(rows)).to(run.device)
+    return Judge(assess, act, run.data.state[places], logits[rows], run.table.legal[rows])
+
+
+def _identity(run: Run, members: list[Member]) -> dict[str, Any]:
+    """What makes a checkpoint this run's, as JSON gives it back."""
+    settings = {key: each for key, each in asdict(run.config).items() if key not in {"threads", "device"}}
+    contract = {key: each for key, each in asdict(run.table.contract).items() if key != "units"}
+    named = {"data": run.table.fingerprint, "contract": contract, "settings": settings, "seed": run.seed,
+             "members": [[each.name, each.seed, each.draws] for each in members]}  # fmt: skip
+    found: dict[str, Any] = json.loads(json.dumps(named))
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n")[0].rstrip(". ")
 
 
 def _check(training: Rows) -> None:
@@ -314,33 +434,6 @@ def _seed(seed: int, member: int) -> int:
     return int(np.random.SeedSequence([seed, member]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _level(run: Run) -> Tensor:
-    """[K] E[r] / (1 - E[discount]), what rewards of the mean for ever are worth, in units of sigma.
-
-    All actions start there: the target network has no distance to travel that is common to every action.
-    """
-    rows = torch.from_numpy(run.training.target).to(run.device)
-    horizon = 1 / (1 - run.data.discount[rows].mean()).clamp(min=1 / LONGEST_HORIZON)
-    return run.data.reward[rows].mean(dim=0) * horizon
-
-
-def _measured(step: int, steps: int) -> bool:
-    """Whether an update is one of the CURVE_POINTS."""
-    return (step + 1) % max(1, steps // CURVE_POINTS) == 0 or step + 1 == steps
-
-
-def _mean_best(q: Tensor, legal: Tensor) -> Tensor:
-    """[P] mean over B of the best legal q [P, B, A]."""
-    return q.masked_fill(~legal, -torch.inf).amax(dim=-1).mean(dim=-1)
-
-
-@torch.no_grad()
-def _predict(network: Population, data: Resident) -> NDArray[np.float64]:
-    """[P, N, A, K] heads at every row."""
-    parts = [network.heads(part.unsqueeze(0)) for part in torch.split(data.state, 2**18 // network.members)]
-    return torch.cat(parts, dim=1).cpu().numpy().astype(np.float64)
-
-
 def _softmax(logits: NDArray[np.float64], legal: NDArray[np.bool_]) -> NDArray[np.float64]:
     """[N, A] softmax over the legal actions."""
     masked = np.where(legal, logits, -np.inf)
@@ -349,11 +442,12 @@ def _softmax(logits: NDArray[np.float64], legal: NDArray[np.bool_]) -> NDArray[n
     return weight
 
 
-def _agreement(q: NDArray[np.float64], run: Run) -> float | None:
-    """Over the validation choices (training ones where there are none), how often other seeds' greedy action is the
-    first's; `q` [seeds, N, A]."""
+def _agreement(q: NDArray[np.float64], first: int, run: Run) -> float | None:
+    """Over the validation choices (training ones where there are none), how often the other members' greedy action is
+    that of member `first`; `q` [members, N, A]."""
     if len(q) == 1:
         return None
     rows = run.validation.choice if run.validation.choice.any() else run.training.choice
     greedy = np.where(run.table.legal[rows], q[:, rows], -np.inf).argmax(axis=-1)
-    return float((greedy[1:] == greedy[0]).mean())
+    same = greedy == greedy[first]
+    return float(np.delete(same, first, axis=0).mean())

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models.contract import Contract
+from models.members import Learner
 from models.network import initial
 from models.scaling import Scales
 from models.table import Transitions
@@ -135,7 +136,7 @@ def _untrained(features: int = 3) -> Learned:
     one = torch.ones(1)
     return Learned(
         name="ddqn_cql",
-        alpha=1.0,
+        learner=Learner(alpha=1.0),
         contract=contract,
         scales=scales,
         q_network=initial([1], (8, 8), *state, torch.zeros(2), sigma, 2).member(0),

@@ -64,7 +64,7 @@ def test_what_was_written_is_read(folder, untrained) -> None:
     assert artifact.contract == untrained().contract
     assert artifact.decision == DECISION
     assert artifact.weights == {"sends": -0.05, "clicks": 1.0}
-    assert artifact.lineage == {**LINEAGE, "learner": "ddqn_cql", "alpha": 1.0}
+    assert artifact.lineage == {**LINEAGE, "learner": "ddqn_cql", "alpha": 1.0, "kind": "ddqn_cql"}
 
 
 def test_the_fingerprint_leaves_out_times_and_nothing_else(folder, tmp_path, untrained) -> None:

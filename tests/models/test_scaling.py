@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from models.errors import InputError
-from models.scaling import measure
+from models.scaling import Units
 
 
 def test_scales_are_those_of_the_marked_rows(table_of) -> None:
     table = table_of([0, 0, 0, 0], state=[[1.0], [3.0], [np.nan], [100.0]], reward=[[0, 4], [2, 4], [4, 4], [50, 5]])
     rows = np.array([True, True, True, False])
-    found = measure(table, rows, {"r0": 3.0})
+    found = Units.of(table, rows).weighed({"r0": 3.0})
     assert found.mean.tolist() == [2.0]  # of 1 and 3: the unknown is left out
     assert found.std.tolist() == [1.0]
     assert found.sigma.tolist() == [pytest.approx((8 / 3) ** 0.5), 1.0]  # r1 is constant and weighs nothing
@@ -34,4 +34,4 @@ def test_a_log_that_tells_nothing_is_refused(table_of, change, weights, message)
     plain = {"state": [[0.0, 1.0], [1.0, 2.0]], "reward": [[0.0, 1.0], [1.0, 5.0]]}
     table = table_of([0, 0], **{**plain, **change})
     with pytest.raises(InputError, match=message):
-        measure(table, np.ones(2, dtype=bool), weights)
+        Units.of(table, np.ones(2, dtype=bool)).weighed(weights)
