@@ -7,6 +7,8 @@ For half the size and for the full size, each in processes of their own:
 2. `memory`: one contender alone, a cold and a warm run, while the memory of its process tree is sampled.
 
 The heap of the JVM and the rows of a bucket are the same at both sizes. Every run of Spark starts without a table.
+
+`python -m benchmarks.etl day` times one day's run at the end of a long log instead.
 """
 
 import json
@@ -33,6 +35,7 @@ from benchmarks.etl_duckdb import run_duckdb
 from benchmarks.etl_equal import differences
 from benchmarks.etl_log import LogConfig, write_log
 from pipelines.config import STATE_FEATURES, Config, validate
+from pipelines.etl.features import DAY
 from pipelines.etl.flow import run_etl
 from pipelines.session import spark_session
 
@@ -241,6 +244,50 @@ def memory(
         for turn in ("cold", "warm"):
             _duckdb(config, out, threads, f"{turn}, sampled")
     (out / "memory.json").write_text("{}")
+
+
+@app.command()
+def day(
+    decisions: Annotated[int, typer.Option(min=1000)] = 1_400_000,
+    days: Annotated[int, typer.Option(min=3, help="arrival days of the log; the last is taken in alone")] = 70,
+    rounds: Annotated[int, typer.Option(min=1, help="timed runs over the last day")] = 3,
+    out: Out = Path("runs/bench-etl-day"),
+    threads: Threads = 2,
+    buckets: Buckets = 8,
+    heap: Heap = "4g",
+) -> None:
+    """A run over the newest day of a long log against one over everything; writes OUT/summary.json."""
+    log = LogConfig(decisions=decisions, days=days)
+    written = write_log(log, out / "lake")
+    config = config_of(out / "lake", out / "spark", log, buckets, threads, heap)
+    last = log.end // DAY - 1
+    spark = spark_session(config.spark, "bench-etl-day")
+    whole = [_spark(spark, config, turn) for turn in ("cold", "everything")][-1]
+    runs = []
+    for turn in range(rounds):
+        shutil.rmtree(config.run_dir)
+        run_etl(spark, config, days=(last - days + 1, last - 1))
+        started = time.perf_counter()
+        report = run_etl(spark, config, days=(last, last))
+        runs.append(_told("spark", f"the last day, {turn + 1} of {rounds}", time.perf_counter() - started))
+    spark.stop()
+    found = {
+        "log": written,
+        "everything_seconds": whole[0],
+        "day_seconds": median(runs),
+        "runs": runs,
+        "equal": report["fingerprint"] == whole[1]["fingerprint"],
+        "rows": {"everything": whole[1]["rows"], "day": report["rows"]},
+        "days": days,
+        "threads": threads,
+    }
+    (out / "summary.json").write_text(json.dumps(found, indent=1) + "\n")
+    console.print(
+        f"the last of {days} days: {found['day_seconds']:.1f} s, everything {whole[0]:.1f} s; the tables "
+        f"{'are equal' if found['equal'] else '[red]differ[/]'}. Written: {out / 'summary.json'}"
+    )
+    if not found["equal"]:
+        raise typer.Exit(1)
 
 
 def _spark(spark: SparkSession, config: Config, turn: str) -> tuple[float, Report]:
