@@ -115,21 +115,21 @@ class Resident:
 
     def at(self, rows: Tensor, gamma: Tensor) -> Batch:
         """The transitions at `rows` [P, B], or [1, B] where all share them; `gamma` [P] or [1] per day."""
-        after = rows + self.follows[rows]
+        after = rows + _pick(self.follows, rows)
         return Batch(
             state=_pick(self.state, rows).float(),
             legal=_pick(self.legal, rows),
-            action=self.action[rows].long(),
+            action=_pick(self.action, rows).long(),
             reward=_pick(self.reward, rows),
-            discount=discount_of(gamma.unsqueeze(-1), self.elapsed[rows], self.stops[rows]),
+            discount=discount_of(gamma.unsqueeze(-1), _pick(self.elapsed, rows), _pick(self.stops, rows)),
             next_state=_pick(self.state, after).float(),
             next_legal=_pick(self.legal, after),
         )
 
 
 def _pick(values: Tensor, rows: Tensor) -> Tensor:
-    """[*rows, width] the rows of `values` [N, width]: whole rows are copied, not element by element."""
-    return values.index_select(0, rows.reshape(-1)).view(*rows.shape, -1)
+    """[*rows, ...] the rows of `values` [N, ...]: whole rows are copied, not element by element."""
+    return values.index_select(0, rows.reshape(-1)).view(*rows.shape, *values.shape[1:])
 
 
 class Feed(Protocol):

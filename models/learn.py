@@ -2,8 +2,11 @@
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +32,8 @@ Point = dict[str, float]
 CURVE_POINTS = 50
 CACHE_BYTES = 2**21
 """Of activations, about, that a core keeps near: members beyond that are updated after one another on a CPU."""
+FREED_BYTES = 31 * 2**20
+"""glibc learns from blocks of up to 32 MiB."""
 
 
 class Assess(Protocol):
@@ -95,7 +100,7 @@ class Block:
         return self.networks.online.member(index), member.scales.inner
 
     def parts(self) -> dict[str, Tensor]:
-        """Everything that an update changes, by name."""
+        """Everything that an update changes, by name; each leads with P."""
         named = {f"{name}.{key}": part for name, network in vars(self.networks).items() if network is not None
                  for key, part in network.named_parameters()}  # fmt: skip
         for name, moments in (("first", self.descent.first), ("second", self.descent.second)):
@@ -109,14 +114,14 @@ def blocks_of(
     feed: Feed,
     level: Tensor,
 ) -> list[Block]:
-    """The members in their order, neighbours of one kind together; on a CPU as many as its caches hold.
+    """The members in their order, neighbours of one kind together; on a CPU as many as the caches of a core hold, and
+    few enough for every thread to have a block.
 
     `level` [P, K] is what each member's heads start at, in units of sigma.
     """
     device, actions, widest = feed.data.state.device, int(feed.data.legal.shape[1]), max(config.hidden)
-    room = max(config.threads, CACHE_BYTES * config.threads // (4 * widest * config.batch_size))
-    most = len(members) if device.type == "cuda" else room
-    streams = {number: Draws(feed, number, config.batch_size) for number in {each.draws for each in members}}
+    room = max(1, CACHE_BYTES // (4 * widest * config.batch_size))
+    most = len(members) if device.type == "cuda" else min(room, -(-len(members) // config.threads))
     found, start = [], 0
     for stop in range(1, len(members) + 1):
         first = members[start]
@@ -126,7 +131,8 @@ def blocks_of(
                 continue
         those = members[start:stop]
         numbers = [each.draws for each in those]
-        draws = [streams[number] for number in (numbers[:1] if len(set(numbers)) == 1 else numbers)]
+        streams = numbers[:1] if len(set(numbers)) == 1 else numbers
+        draws = [Draws(feed, number, config.batch_size) for number in streams]
         found.append(Block(those, _networks(those, config.hidden, level[start:stop], actions, device), draws,
                            config.steps))  # fmt: skip
         start = stop
@@ -182,39 +188,90 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Reach:
-    """What discounted rewards can reach: every decision a standard deviation beyond the best or worst in the log."""
+class Extent:
+    """What rows say of rewards and discounts to one member; those of several parts of a log add."""
 
-    low: float
-    high: float
-    horizon: float
-    """Decisions, 1 / (1 - E[discount])."""
-    level: Tensor
-    """[K] horizon E[r], what mean rewards for ever are worth, in units of sigma: where every head starts, so that
-    the target network has no distance to travel that is common to every action."""
+    rows: int
+    reward: Tensor
+    """[K] sum, in units of sigma."""
+    largest: Tensor
+    """[K] of |r_k|, in units of sigma."""
+    least: float
+    """Of w~.r."""
+    most: float
+    """Of w~.r."""
+    discount: float
+    """Sum of gamma^Delta (1 - terminal)."""
+    longest: float
+    """The largest gamma^Delta (1 - terminal)."""
 
     @classmethod
-    def of(cls, member: Member, feed: Held) -> "Reach":
-        """What the rows of `feed` say, see `between`."""
-        data, rows = feed.data, feed.places
-        weighted = data.reward[rows] @ torch.from_numpy(member.scales.inner).float().to(data.reward.device)
-        discount = discount_of(member.gamma_per_day, data.elapsed[rows], data.stops[rows])
-        return cls.between(
-            member, data.reward[rows].mean(dim=0), float(discount.mean()), float(weighted.min()), float(weighted.max())
+    def of(cls, member: Member, reward: Tensor, elapsed: Tensor, stops: Tensor) -> "Extent":
+        """Of n rows: `reward` [n, K] in units of sigma, `elapsed` [n] days, `stops` [n]."""
+        weighted = reward @ torch.from_numpy(member.scales.inner).to(reward)
+        discount = discount_of(member.gamma_per_day, elapsed, stops)
+        return cls(
+            rows=len(reward),
+            reward=reward.sum(dim=0),
+            largest=reward.abs().amax(dim=0),
+            least=float(weighted.min()),
+            most=float(weighted.max()),
+            discount=float(discount.sum()),
+            longest=float(discount.max()),
         )
 
-    @classmethod
-    def between(cls, member: Member, mean_reward: Tensor, mean_discount: float, least: float, most: float) -> "Reach":
-        """low, high of w~.Q: horizon times the extremes `least`, `most` of w~.r, the penalty's lift on the high side.
+    def __add__(self, other: "Extent") -> "Extent":
+        return Extent(
+            rows=self.rows + other.rows,
+            reward=self.reward + other.reward,
+            largest=torch.maximum(self.largest, other.largest),
+            least=min(self.least, other.least),
+            most=max(self.most, other.most),
+            discount=self.discount + other.discount,
+            longest=max(self.longest, other.longest),
+        )
 
-        The standard deviation beyond (1, in this unit) is what a fit may be off; what diverges passes it soon enough.
-        Where an action is logged with probability p the penalty lifts its q by alpha (1 - p) |w~|^2 / 2 over its
-        target, at most alpha |w~|^2 / 2 a decision: the root of d/dQ [(Q - y)^2 - alpha w~.Q (1 - p)] per head.
+
+@dataclass(frozen=True)
+class Reach:
+    """What discounted rewards can reach, whatever the policy; a member that passes it diverges."""
+
+    low: float
+    """Of w~.Q."""
+    high: float
+    """Of w~.Q."""
+    td: float
+    """Of the squared TD error, summed over heads."""
+    level: Tensor
+    """[K] E[r] / (1 - E[discount]), what mean rewards for ever are worth, in units of sigma: where every head starts,
+    so that the target network has no distance to travel that is common to every action."""
+
+    @classmethod
+    def of(cls, member: Member, extent: Extent) -> "Reach":
+        """Bounds from H = 1 / (1 - max discount), the most decisions that any policy's rewards can go on for.
+
+        high = H (max(w~.r, 0) + 1), low = H (min(w~.r, 0) - 1): the standard deviation beyond is what a fit may be off.
+        The penalty lifts q over its target by (alpha / 2) |w~|^2 (1 - pi / mu) a decision, pi the softmax of q, so by
+        (alpha / 2) |w~|^2 at most; without credit it lowers q by (alpha / 2) |w~|^2 pi / mu, and as some action has
+        pi <= mu, the best one by no more than that. td = sum_k (2 H (max |r_k| + 1))^2, a head at one end of its reach
+        and its target at the other.
         """
-        horizon = horizon_of(mean_discount)
+        horizon = horizon_of(extent.longest)
         lift = member.learner.penalised * float(np.square(member.scales.inner).sum()) / 2
-        low, high = min(least, 0.0) - 1, max(most, 0.0) + 1 + lift
-        return cls(horizon * low, horizon * high, horizon, horizon * mean_reward)
+        up, down = (lift, 0.0) if member.learner.penalty == "logsumexp" else (0.0, lift)
+        return cls(
+            low=horizon * (min(extent.least, 0.0) - 1 - down),
+            high=horizon * (max(extent.most, 0.0) + 1 + up),
+            td=float((2 * horizon * (extent.largest + 1)).square().sum()),
+            level=extent.reward / extent.rows * horizon_of(extent.discount / extent.rows),
+        )
+
+
+def reach_within(members: Sequence[Member], feed: Held) -> list[Reach]:
+    """The reach of each member on the rows of `feed`."""
+    data, rows = feed.data, feed.places
+    parts = data.reward[rows], data.elapsed[rows], data.stops[rows]
+    return [Reach.of(each, Extent.of(each, *parts)) for each in members]
 
 
 class Watch:
@@ -248,7 +305,6 @@ class Watch:
         seen, reach = self.seen[place], self.reach[place]
         if seen.done:
             return
-        heads = len(member.scales.sigma)
         wrong = [f"{key} is {value}" for key, value in point.items() if not np.isfinite(value)]
         for key in ("q_low", "q_high"):
             if not reach.low <= point[key] <= reach.high:
@@ -256,10 +312,8 @@ class Watch:
                     f"the value of the best action reaches {point[key]:.3g} standard deviations of the weighted "
                     f"reward, where the log's rewards, discounted, reach {reach.low:.3g} to {reach.high:.3g}"
                 )
-        if point["td_loss"] > heads * reach.horizon**2:
-            wrong.append(
-                f"the TD error is {point['td_loss']:.3g}, beyond {heads} heads x ({reach.horizon:.3g} decisions)^2"
-            )
+        if point["td_loss"] > reach.td:
+            wrong.append(f"the TD error is {point['td_loss']:.3g}, where values within reach are off by {reach.td:.3g}")
         if wrong:
             seen.done = True
             seen.stopped = (
@@ -350,24 +404,51 @@ def learn(
     checks, measured = marks(config.steps, config.checks), marks(config.steps, CURVE_POINTS)
     start = _resumed(keep, blocks, watch) if keep else 0
     ends = [end for end in sorted({*checks, *measured, *feed.turns(config.steps)}) if end > start]
-    for number in counted(len(ends), "learning", progress):
-        first, last = [start, *ends][number : number + 2]
-        feed.advance(first)
-        for block, place in zip(blocks, places, strict=False):
-            # A block's weights and moments stay in the cache from one update to the next.
-            for step in range(first, last):
-                terms, batch = block.update(step, group)
-            if last in measured or last in checks:
-                watch.look(last, block, place, terms, batch, group)
-            if last in checks:
-                watch.check(last, block, place)
-        if on_point:
-            _tell(members, watch, last, on_point)
-        if keep and last in checks and group.rank == 0:
-            _save(keep, blocks, watch, last)
-        if not watch.running:
-            break
+
+    def go_on(block: Block, place: int, first: int, last: int) -> None:
+        # A block's weights and moments stay in the cache from one update to the next.
+        for step in range(first, last):
+            terms, batch = block.update(step, group)
+        if last in measured or last in checks:
+            watch.look(last, block, place, terms, batch, group)
+        if last in checks:
+            watch.check(last, block, place)
+
+    with abreast(blocks, config.threads, group) as each:
+        for number in counted(len(ends), "learning", progress):
+            first, last = [start, *ends][number : number + 2]
+            feed.advance(first)
+            list(each(go_on, blocks, places, repeat(first), repeat(last)))
+            if on_point:
+                _tell(members, watch, last, on_point)
+            if keep and last in checks and group.rank == 0:
+                _save(keep, blocks, watch, last)
+            if not watch.running:
+                break
     return watch.seen
+
+
+@contextmanager
+def abreast(blocks: Sequence[Block], threads: int, group: Group) -> Iterator[Callable[..., Iterable[Any]]]:
+    """A `map` for work on `blocks`: on a CPU as many at a time as there are threads, each on one of its own.
+
+    Split between threads, every operation would wait for the slower one. Processes that share minibatches take one
+    block after another, for all must exchange gradients in one order.
+    """
+    on_cpu = blocks[0].networks.online.mean.device.type == "cpu"
+    workers = min(threads, len(blocks)) if on_cpu and group.size == 1 else 1
+    if on_cpu:
+        # glibc returns what is freed to the system, to be cleared and mapped anew in the next update, where it is more
+        # than twice the largest block that was freed before: so it is shown one.
+        torch.empty(FREED_BYTES, dtype=torch.uint8)
+    if workers == 1:
+        yield map
+        return
+    try:
+        with ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(threads // workers)) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)
 
 
 def marks(steps: int, points: int) -> set[int]:
@@ -382,7 +463,12 @@ def _tell(members: Sequence[Member], watch: Watch, step: int, on_point: Callable
 
 
 def _save(keep: Keep, blocks: Sequence[Block], watch: Watch, step: int) -> None:
-    tensors = {f"block{b}.{name}": part for b, block in enumerate(blocks) for name, part in block.parts().items()}
+    # By member: which of them are updated together depends on threads and device, which another process may change.
+    tensors = {
+        f"member{m}.now.{name}": part[index]
+        for m, (block, index) in enumerate(_owners(blocks))
+        for name, part in block.parts().items()
+    }
     facts: list[dict[str, Any]] = []
     for m, seen in enumerate(watch.seen):
         facts.append({"curve": seen.curve, "stopped": seen.stopped, "done": seen.done, "misses": seen.misses})
@@ -395,6 +481,11 @@ def _save(keep: Keep, blocks: Sequence[Block], watch: Watch, step: int) -> None:
     checkpoint.write(keep.path, tensors, {"identity": keep.identity, "step": step, "members": facts})
 
 
+def _owners(blocks: Sequence[Block]) -> list[tuple[Block, int]]:
+    """The block of each member, and its place there."""
+    return [(block, index) for block in blocks for index in range(len(block.members))]
+
+
 def _resumed(keep: Keep, blocks: Sequence[Block], watch: Watch) -> int:
     """The update that the checkpoint was written after, its state restored; 0 where there is none of this run."""
     if not keep.path.exists():
@@ -404,11 +495,11 @@ def _resumed(keep: Keep, blocks: Sequence[Block], watch: Watch) -> int:
         differs = [key for key, value in keep.identity.items() if facts["identity"].get(key) != value]
         LOG.warning("%s: of a run with another %s; training starts anew", keep.path, ", ".join(differs) or "make")
         return 0
+    owners = _owners(blocks)
     with torch.no_grad():
-        for b, block in enumerate(blocks):
+        for m, (block, index) in enumerate(owners):
             for name, part in block.parts().items():
-                part.copy_(tensors[f"block{b}.{name}"])
-    owners = [(block, index) for block in blocks for index in range(len(block.members))]
+                part[index].copy_(tensors[f"member{m}.now.{name}"])
     for m, (seen, told, (block, index)) in enumerate(zip(watch.seen, facts["members"], owners, strict=True)):
         seen.curve, seen.stopped, seen.done, seen.misses = (told[key] for key in ("curve", "stopped", "done", "misses"))
         if (best := tensors.get(f"member{m}.best")) is not None:

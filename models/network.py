@@ -1,5 +1,6 @@
 """A population of P multilayer perceptrons as one batched network, and the affine maps on either side of it."""
 
+import copy
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -53,8 +54,8 @@ class Population(nn.Module):
         h = x.expand(self.members, *x.shape[1:])
         last = len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            # In place: at these sizes a pass over the activations costs as much as a product.
-            h = torch.bmm(h, weight).add_(bias)
+            # In place: at these sizes passes over the activations cost a third of what the products do.
+            h = torch.baddbmm(bias, h, weight)
             if layer < last:
                 h = h.relu_()
         return h.reshape(*h.shape[:-1], self.actions, -1)
@@ -84,7 +85,10 @@ class Population(nn.Module):
 
 @torch.no_grad()
 def predicted(network: Population, state: Tensor) -> NDArray[np.float64]:
-    """[P, N, A, K] heads at every row of a normalised `state` [N, S], in parts that fit any memory."""
+    """[P, N, A, K] heads at every row of a normalised `state` [N, S], where that lies, in parts that fit any memory."""
+    if network.mean.device != state.device:
+        # A copy: what is kept or exported stays where it is.
+        network = copy.deepcopy(network).to(state.device)
     parts = torch.split(state, max(1, 2**18 // network.members))
     heads = [network.heads(part.float().unsqueeze(0)).cpu() for part in parts]
     return torch.cat(heads, dim=1).numpy().astype(np.float64)

@@ -55,14 +55,15 @@ class Descent:
     def _apply(self, update: int, gradients: Sequence[Tensor]) -> None:
         left = 1 - (1 - FINAL_RATE) * min(update / self.steps, 1.0)
         for those, rate in self.runs:
+            # Counted by the caller: the moments' bias is a function of the update's number.
+            counts = torch.full((len(gradients),), float(update), device=gradients[0].device)
             adam(
-                [each[those] for each in self.parameters],
-                [each[those] for each in gradients],
-                [each[those] for each in self.first],
-                [each[those] for each in self.second],
+                self._of(those, self.parameters),
+                self._of(those, gradients),
+                self._of(those, self.first),
+                self._of(those, self.second),
                 [],
-                # Counted by the caller: the moments' bias is a function of the update's number.
-                [torch.tensor(float(update), device=each.device) for each in self.parameters],
+                list(counts),
                 fused=True,
                 amsgrad=False,
                 beta1=0.9,
@@ -72,6 +73,10 @@ class Descent:
                 eps=1e-8,
                 maximize=False,
             )
+
+    def _of(self, those: slice, parts: Sequence[Tensor]) -> list[Tensor]:
+        """The members of one rate: nearly always all."""
+        return list(parts) if len(self.runs) == 1 else [each[those] for each in parts]
 
 
 @torch.no_grad()

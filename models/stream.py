@@ -16,8 +16,7 @@ from torch import Tensor
 
 from models.batch import AHEAD, Resident, rows_of
 from models.errors import InputError
-from models.learn import Reach
-from models.losses import discount_of
+from models.learn import Extent, Reach
 from models.members import Member
 from models.scaling import Moments, Units
 from models.table import Shards, Transitions
@@ -56,24 +55,15 @@ def survey(shards: Shards) -> Survey:
 
 def reach_of(members: Sequence[Member], shards: Shards, found: Survey) -> list[Reach]:
     """What discounted rewards can reach, of each member, by a pass over all buckets; see `Reach`."""
-    sigma = found.units.sigma
-    least, most = np.full(len(members), np.inf), np.full(len(members), -np.inf)
-    total, discount, count = np.zeros(len(sigma)), np.zeros(len(members)), 0
+    extents: list[Extent] = []
     for bucket in found.rows:
         table = shards.read(bucket)
         rows = rows_of(table, "train").target
-        reward = table.reward[rows] / sigma
-        elapsed, terminal = (torch.from_numpy(each[rows]) for each in (table.elapsed_days, table.terminal))
-        total, count = total + reward.sum(axis=0), count + len(reward)
-        for m, member in enumerate(members):
-            weighted = reward @ member.scales.inner
-            least[m], most[m] = min(least[m], weighted.min()), max(most[m], weighted.max())
-            discount[m] += float(discount_of(member.gamma_per_day, elapsed, terminal).sum())
-    mean = torch.from_numpy(total / count).float()
-    return [
-        Reach.between(member, mean, float(discount[m] / count), float(least[m]), float(most[m]))
-        for m, member in enumerate(members)
-    ]
+        reward = torch.from_numpy(table.reward[rows] / found.units.sigma).float()
+        elapsed, stops = torch.from_numpy(table.elapsed_days[rows]).float(), torch.from_numpy(table.terminal[rows])
+        here = [Extent.of(each, reward, elapsed, stops) for each in members]
+        extents = [one + other for one, other in zip(extents, here, strict=True)] if extents else here
+    return [Reach.of(member, extent) for member, extent in zip(members, extents, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from models.contract import Contract
 from models.distributed import Group
 from models.errors import InputError
 from models.fqe import fit_fqe
-from models.learn import CURVE_POINTS, Act, Assess, Judge, Keep, Kept, Point, Reach, Seen, learn, marks
+from models.learn import CURVE_POINTS, Act, Assess, Judge, Keep, Kept, Point, Reach, Seen, learn, marks, reach_within
 from models.learners import behaviour_cloning
 from models.members import Learner, Member
 from models.network import Population, initial, predicted, together
@@ -248,7 +248,7 @@ def _feed(
     """What the population learns from: all that is there, or what passes through a buffer."""
     if shards is None or found is None:
         held = Held.of(run.data, run.training.target)
-        yield held, [Reach.of(each, held) for each in members]
+        yield held, reach_within(members, held)
         return
     config = run.config
     capacity, half = config.stream_rows, config.half_precision
@@ -307,7 +307,7 @@ class Chosen:
 
     def q(self, run: Run) -> NDArray[np.float64]:
         """[N, A] at every row of the table."""
-        return lower_bound(predicted(self.network.to(run.device), run.data.state) @ self.weights,
+        return lower_bound(predicted(self.network, run.data.state) @ self.weights,
                            self.member.learner.pessimism)  # fmt: skip
 
 
@@ -339,7 +339,7 @@ def _chosen(run: Run, members: list[Member], seen: list[Seen]) -> list[Chosen]:
         place = max(range(len(alive)), key=lambda each: _gain(alive[each][0]))
         (kept, curve), member = alive[place], mine[0][0]
         ensemble = member.learner.pessimism > 0
-        q = predicted(together(networks).to(run.device), run.data.state) @ kept.weights
+        q = predicted(together(networks), run.data.state) @ kept.weights
         chosen = {"step": float(kept.step), "gain": kept.gain, "standard_error": kept.standard_error}
         found.append(
             Chosen(

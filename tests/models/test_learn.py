@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from models import learn as loop
 from models.batch import Held
 from models.errors import InputError
-from models.learn import Keep, Reach, Seen, learn, marks
+from models.learn import Extent, Keep, Reach, Seen, learn, marks, reach_within
 from models.members import Learner
 from models.table import Transitions
 from models.train import Run, member_of, prepare, train
@@ -46,7 +46,7 @@ def split_log(world: Any, users: int = 120) -> Transitions:
 def learned(run: Run, config: TrainConfig = CONFIG, **words: Any) -> list[Seen]:
     members = run.members()
     feed = Held.of(run.data, run.training.target)
-    reach = [Reach.of(each, feed) for each in members]
+    reach = reach_within(members, feed)
     return learn(members, config, feed, reach, run.held_out(run.validation.target), **words)
 
 
@@ -167,18 +167,46 @@ def test_where_all_diverge_training_says_so(world) -> None:
 def test_reach_by_hand(table_of) -> None:
     # Rewards 0, 0, 4, 0 of one day each, the last row's account closed: w~.r is r / sd(r), sd = sqrt(3).
     table = table_of([0] * 4, state=[0, 1, 2, 3], reward=[0, 0, 4, 0], terminal=[False] * 3 + [True])
-    config = replace(CONFIG, weights={"r0": 1.0}, gamma_per_day=0.5)
-    run = prepare(table, config, 0, progress=False)
-    feed = Held.of(run.data, run.training.target)
-    plain, penalised = (
-        Reach.of(member_of("m", 0, Learner.of(alpha), config, run.units, 0, 0), feed) for alpha in (0.0, 3.0)
-    )
-    # E[discount] = (3 x 0.5 + 0) / 4 = 0.375: a horizon of 1.6 decisions.
-    assert plain.horizon == pytest.approx(1.6)
-    assert (plain.low, plain.high) == (pytest.approx(1.6 * (0 - 1)), pytest.approx(1.6 * (4 / 3**0.5 + 1)))
-    # w~ = w sigma / sd(w.r) = 1 for one component: the penalty lifts by 3 / 2 a decision.
-    assert penalised.high == pytest.approx(1.6 * (4 / 3**0.5 + 1 + 1.5))
+    run = prepare(table, replace(CONFIG, weights={"r0": 1.0}, gamma_per_day=0.5), 0, progress=False)
+    learners = [Learner(kind="ddqn"), Learner(alpha=3.0), Learner(alpha=3.0, penalty="push_down")]
+    members = [member_of("m", 0, each, run.config, run.units, 0, 0) for each in learners]
+    plain, credited, pushed = reach_within(members, Held.of(run.data, run.training.target))
+    best = 4 / 3**0.5
+    # The largest discount is 0.5: two decisions at most.
+    assert (plain.low, plain.high) == (pytest.approx(2 * (0 - 1)), pytest.approx(2 * (best + 1)))
+    # w~ = w sigma / sd(w.r) = 1 for one component: the penalty moves q by 3 / 2 a decision.
+    assert (credited.low, credited.high) == (pytest.approx(-2), pytest.approx(2 * (best + 1 + 1.5)))
+    assert (pushed.low, pushed.high) == (pytest.approx(2 * (-1 - 1.5)), pytest.approx(2 * (best + 1)))
+    assert plain.td == pytest.approx((2 * 2 * (best + 1)) ** 2)
+    # E[discount] = (3 x 0.5 + 0) / 4 = 0.375: a mean reward goes on for 1.6 decisions.
     assert plain.level.tolist() == pytest.approx([1.6 * 1.0 / 3**0.5])
+
+
+def test_extents_of_parts_add(world) -> None:
+    run = prepare(world.log(users=50), CONFIG, 0, progress=False)
+    member, data = run.members()[0], run.data
+    parts = data.reward, data.elapsed, data.stops
+    whole = Extent.of(member, *parts)
+    summed = Extent.of(member, *(each[:30] for each in parts)) + Extent.of(member, *(each[30:] for each in parts))
+    assert Reach.of(member, summed).high == Reach.of(member, whole).high
+    assert torch.allclose(Reach.of(member, summed).level, Reach.of(member, whole).level)
+    assert (summed.rows, summed.least, summed.most) == (whole.rows, whole.least, whole.most)
+    assert torch.equal(summed.largest, whole.largest)
+
+
+def test_rare_rewards_short_horizons_and_long_lived_bests_do_not_diverge(table_of) -> None:
+    """What a limit by the log's own mean would take for divergence."""
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(300), 4)
+    closes = rng.integers(2, size=1200)
+    # Action 1 closes the account half of the time; action 0 pays for ever.
+    ends = (closes == 1) & (rng.random(1200) < 0.5) & (np.arange(1200) % 4 == 3)
+    reward = 10 + (rng.random(1200) < 0.01) * 50.0
+    table = table_of(users.tolist(), state=rng.normal(size=1200), reward=reward, action=closes, terminal=ends)
+    learners = {"short": Learner(kind="ddqn", gamma_per_day=0.3), "long": Learner(kind="ddqn", gamma_per_day=0.9),
+                "push": Learner(alpha=8.0, penalty="push_down")}  # fmt: skip
+    config = replace(CONFIG, weights={"r0": 1.0}, learners=learners, seeds=1, steps=600, learning_rate=5e-3)
+    assert [each.stopped for each in learned(prepare(table, config, 0, progress=False), config)] == [None] * 3
 
 
 @pytest.mark.parametrize(("alpha", "kind"), [(0.0, "ddqn"), (4.0, "ddqn_cql")])
@@ -241,6 +269,35 @@ def test_a_killed_run_goes_on_to_the_same_bits(world, tmp_path: Path, monkeypatc
     resumed = once(keep=keep, on_point=lambda name, step, point: told.append(step))
     assert state_of(resumed) == state_of(whole)
     assert not told or min(told) > 10 * after
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (3, 1)])
+def test_a_killed_run_goes_on_with_another_number_of_threads(
+    world, tmp_path: Path, monkeypatch: Any, before: int, after: int
+) -> None:
+    """Which members are updated together depends on it; room here for one or two in each block."""
+    monkeypatch.setattr(loop, "CACHE_BYTES", 2 * 4 * 8 * 32)
+    table = split_log(world)
+    run = prepare(table, CONFIG, 0, progress=False)
+    whole, keep = learned(run), Keep(tmp_path / "learn.safetensors", {"data": "x"})
+    really = loop._save
+
+    def save(*words: Any) -> None:
+        really(*words)
+        raise Killed
+
+    monkeypatch.setattr(loop, "_save", save)
+    with pytest.raises(Killed):
+        learned(run, replace(CONFIG, threads=before), keep=keep)
+    monkeypatch.setattr(loop, "_save", really)
+    resumed = learned(run, replace(CONFIG, threads=after), keep=keep)
+    # Given back by the one that had several.
+    assert torch.get_num_threads() == max(before, after)
+    for found, wanted in zip(resumed, whole, strict=True):
+        assert found.kept is not None
+        assert wanted.kept is not None
+        for part, other in zip(found.kept.network.parameters(), wanted.kept.network.parameters(), strict=True):
+            assert torch.allclose(part, other, rtol=1e-4, atol=1e-5)
 
 
 def test_a_checkpoint_of_another_run_is_left_aside_with_a_word(world, tmp_path: Path, caplog) -> None:

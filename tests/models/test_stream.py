@@ -16,7 +16,7 @@ from deltalake import write_deltalake
 from models.batch import AHEAD, Held, rows_of
 from models.contract import Contract
 from models.errors import InputError
-from models.learn import Reach
+from models.learn import reach_within
 from models.scaling import Units
 from models.stream import Pool, Survey, reach_of, sampled, survey
 from models.table import Shards, Transitions, read
@@ -84,9 +84,7 @@ def test_the_survey_says_what_one_look_at_everything_says(log) -> None:
     assert (sum(found.rows.values()), sum(found.target.values())) == (len(whole.user), rows.target.sum())
     run = prepare(whole, CONFIG, 0, progress=False)
     members, feed = run.members(), Held.of(run.data, run.training.target)
-    for streamed, held in zip(
-        reach_of(members, shards, found), [Reach.of(each, feed) for each in members], strict=True
-    ):
+    for streamed, held in zip(reach_of(members, shards, found), reach_within(members, feed), strict=True):
         assert (streamed.low, streamed.high) == pytest.approx((held.low, held.high), rel=1e-5)
         assert torch.allclose(streamed.level, held.level, rtol=1e-5)
 
@@ -181,7 +179,7 @@ from models.table import Shards
 torch.set_num_threads(1)
 features = tuple(f"f{s}" for s in range(30))
 shards = Shards.of(Path(sys.argv[1]), Contract(("hold", "send"), features, ("r0",)))
-with Pool(shards, survey(shards), 30_000, 1024, 0, torch.device("cpu")) as pool:
+with Pool(shards, survey(shards), 50_000, 1024, 0, torch.device("cpu")) as pool:
     for step in range(0, 2 * len(shards.buckets) * pool.every, pool.every):
         pool.advance(step)
         pool.data.at(pool.places[:1024].unsqueeze(0), torch.tensor([0.9]))
@@ -194,18 +192,18 @@ def test_memory_is_that_of_the_buffer_however_long_the_log(tmp_path: Path, table
     """Peak of the process over twenty times the buffer's rows against over twice as many as it holds."""
     rng = np.random.default_rng(0)
     peaks = []
-    for rows in (60_000, 600_000):
+    for rows in (100_000, 1_000_000):
         users = np.repeat(np.arange(rows // 10), 10)
         table = table_of(
             users.tolist(), state=rng.normal(size=(rows, 30)), reward=rng.normal(size=rows),
             action=rng.integers(2, size=rows),
         )  # fmt: skip
-        buckets = rows // 7_500
+        buckets = rows // 12_500
         write(tmp_path / str(rows), table, rng.integers(buckets, size=rows // 10))
         done = subprocess.run(
             [sys.executable, "-c", MEASURE, str(tmp_path / str(rows))], capture_output=True, text=True, check=True
         )
         peaks.append(1024 * int(done.stdout))
-    # All of the longer log would be 75 MB more.
-    assert peaks[1] - peaks[0] < 20_000_000
+    # Held whole, the 900,000 further rows would be 120 MB more; what grows are the names of eighty files.
+    assert peaks[1] - peaks[0] < 120_000_000 / 4
     assert peaks[1] < 1.1 * peaks[0]
