@@ -4,6 +4,7 @@ PYTHON ?= python3.11
 DATA ?= ../shared/data/heartsteps_v1_decisions.csv
 VENV := .venv
 AIRFLOW_VENV := .venv-airflow
+D3RLPY_VENV := .venv-d3rlpy
 BIN := $(VENV)/bin
 JAVA := $(if $(JAVA_HOME),$(JAVA_HOME)/bin/java,java)
 PIP := -m pip install --quiet --disable-pip-version-check
@@ -11,10 +12,10 @@ PIP := -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo heartsteps data test check install dev airflow-env java python bench-etl notebooks clean
+.PHONY: help demo heartsteps data test check install dev airflow-env d3rlpy-env java python bench-etl bench-train notebooks clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: java install ## the whole road on a simulated log: runs/demo/report.html
 	$(BIN)/tactful run configs/demo.toml
@@ -40,6 +41,9 @@ check: dev ## lint, format and types
 bench-etl: java dev ## Spark's ETL against DuckDB, 5 M decisions and 20 M events: runs/bench-etl/summary.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.etl bench
 
+bench-train: dev d3rlpy-env ## the learner against d3rlpy, on 1 and 2 threads: runs/bench-train/summary.json
+	$(BIN)/python -m benchmarks.train
+
 notebooks: java dev ## the notebooks executed, with their pictures: runs/notebooks/
 	mkdir -p runs/notebooks
 	OMP_NUM_THREADS=1 $(BIN)/jupyter-execute notebooks/*.ipynb --output='../runs/notebooks/{notebook_name}'
@@ -49,6 +53,8 @@ install: $(VENV)/install.stamp ## the project in .venv
 dev: $(VENV)/dev.stamp ## the same with what the tests need
 
 airflow-env: $(AIRFLOW_VENV)/install.stamp ## Airflow in .venv-airflow, an environment of its own
+
+d3rlpy-env: $(D3RLPY_VENV)/install.stamp ## d3rlpy in .venv-d3rlpy, an environment of its own, for bench-train
 
 java: ## check that Java 17 or later is there (Spark runs on it)
 	@version="$$("$(JAVA)" -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -n 1)"; \
@@ -65,7 +71,7 @@ python: ## check that Python 3.11 is there (another one: PYTHON=python3.12)
 	"or name it: make PYTHON=PATH ..." >&2; exit 1; }
 
 clean: ## remove environments, caches and build outputs; runs/ stays
-	rm -rf $(VENV) $(AIRFLOW_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(AIRFLOW_VENV) $(D3RLPY_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # A stamp is younger than the files that say what to install.
@@ -81,4 +87,9 @@ $(VENV)/dev.stamp: $(VENV)/install.stamp
 $(AIRFLOW_VENV)/install.stamp: constraints-airflow.txt | python
 	test -x $(AIRFLOW_VENV)/bin/pip || "$(PYTHON)" -m venv --clear $(AIRFLOW_VENV) || { rm -rf $(AIRFLOW_VENV); exit 1; }
 	$(AIRFLOW_VENV)/bin/python $(PIP) -c constraints-airflow.txt apache-airflow apache-airflow-providers-standard
+	touch $@
+
+$(D3RLPY_VENV)/install.stamp: constraints-d3rlpy.txt | python
+	test -x $(D3RLPY_VENV)/bin/pip || "$(PYTHON)" -m venv --clear $(D3RLPY_VENV) || { rm -rf $(D3RLPY_VENV); exit 1; }
+	$(D3RLPY_VENV)/bin/python $(PIP) -c constraints-d3rlpy.txt d3rlpy
 	touch $@

@@ -9,7 +9,7 @@ from pipelines.cli import app
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.M))
+TARGETS = set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), re.M))
 COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands}
 
 
@@ -23,7 +23,7 @@ def test_the_readme_names_the_two_commands():
 def test_what_it_names_exists(document):
     text = document.read_text()
     code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, re.S))
-    assert set(re.findall(r"\bmake ([a-z][a-z-]*)\b", code)) <= TARGETS
+    assert set(re.findall(r"\bmake ([a-z][a-z0-9-]*)\b", code)) <= TARGETS
     assert set(re.findall(r"(?<![\w/.])(?:\.venv/bin/)?tactful ([a-z]+)\b", code)) <= COMMANDS
     for path in re.findall(
         r"(?<![\w/])(?:configs|docs|airflow_dags|tests|models|policies|pipelines)/[\w/.-]*\.\w+", text
