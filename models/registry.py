@@ -27,6 +27,8 @@ BATCH = 1000
 GONE = "RESOURCE_DOES_NOT_EXIST"
 PARAMS = 100
 """Parameters per call, MLflow's limit."""
+PARENT = "mlflow.parentRunId"
+"""The tag by which MLflow shows one run under another."""
 
 
 class Registry:
@@ -58,11 +60,14 @@ class Registry:
         curves: Mapping[str, Sequence[Mapping[str, float]]],
         folders: Mapping[str, Path],
         tags: Mapping[str, str],
+        figures: Mapping[str, float] | None = None,
+        parent: str | None = None,
     ) -> str:
         """Record one finished training and return its run id.
 
         `curves`: learner -> points, each with `step`, logged as metric LEARNER/KEY; `folders`: artifact path -> local
-        folder; `tags` as the data's fingerprint and the commit.
+        folder; `tags` as the data's fingerprint and the commit; `figures`: metrics that have no step. With `parent`, a
+        run id, it is shown under that run.
 
         Raises TransientError where the database is locked or the server is not there.
         """
@@ -76,6 +81,8 @@ class Registry:
             for key, value in point.items()
             if key != "step"
         ]
+        metrics += [Metric(key, float(value), now, 0) for key, value in (figures or {}).items()]
+        tags = {**tags, **({} if parent is None else {PARENT: parent})}
         texts = [Param(key, str(value)[:6000]) for key, value in params.items()]
         with _explained(self.tracking_uri):
             run_id = self._start(name)

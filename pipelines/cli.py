@@ -90,11 +90,53 @@ def propensity(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def train(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Learn the policies and export each as ONNX."""
+def train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    spark_processes: Annotated[
+        int, typer.Option("--spark-processes", min=1, help="So many processes, started by Spark's TorchDistributor.")
+    ] = 1,
+) -> None:
+    """Learn the policies and export each as ONNX; `torchrun -m pipelines.cli train CONFIG` shares the work."""
     from pipelines import jobs
 
-    jobs.train(_load(config, overrides))
+    loaded = _load(config, overrides)
+    if spark_processes > 1:
+        jobs.train_by_spark(loaded, config, overrides or [], spark_processes)
+    else:
+        jobs.train(loaded)
+
+
+@app.command()
+def sweep(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Learn one policy per weighting in [sweep] and say what each would cost and bring, and which nobody beats."""
+    from pipelines import jobs
+
+    jobs.sweep(_load(config, overrides))
+
+
+@app.command()
+def pick(
+    config: ConfigPath,
+    most: Annotated[
+        float,
+        typer.Option("--sends-at-most", metavar="X", help="Budget, per user-week or decision.", show_default=False),
+    ],
+    relative: Annotated[
+        bool, typer.Option("--relative", help="X is a share of what the logging policy sends: 0.9.")
+    ] = False,
+    maximise: Annotated[
+        str, typer.Option("--maximise", metavar="METRIC", help="A reward component, or weighted: by train.weights.")
+    ] = "weighted",
+    by_estimate: Annotated[
+        bool, typer.Option("--by-estimate", help="Hold the estimate to X, not the upper end of its interval.")
+    ] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Say which member of the sweep meets a volume budget, as lines for the configuration."""
+    from pipelines import jobs
+
+    jobs.pick(_load(config, overrides), most, relative, maximise, "estimate" if by_estimate else "high")
 
 
 @app.command()
@@ -128,6 +170,24 @@ def report(config: ConfigPath, overrides: Overrides = None) -> None:
     from pipelines import jobs
 
     jobs.report(_load(config, overrides))
+
+
+@app.command()
+def explain(
+    config: ConfigPath,
+    user: Annotated[str, typer.Argument(metavar="USER", help="A user id, as the log has it.", show_default=False)],
+    decision: Annotated[str | None, typer.Option("--decision", metavar="ID", help="One decision of theirs.")] = None,
+    last: Annotated[int, typer.Option("--last", metavar="N", help="Their newest decisions with a choice.")] = 1,
+    policy: Annotated[
+        str | None, typer.Option("--policy", metavar="NAME", help="A trained policy; by default the champion.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Say why a policy chooses as it does for a user: what each action is worth, what tips it, what moved it."""
+    from pipelines import jobs
+
+    jobs.explain(_load(config, overrides), user, decision=decision, last=last, policy=policy, as_json=as_json)
 
 
 @app.command()
@@ -179,3 +239,7 @@ def _log_to_stderr() -> None:
 def _say(error: Any) -> None:
     console.print(f"[bold red]{type(error).__name__}[/]", highlight=False)
     console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import tomllib
+from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from datetime import date
 from pathlib import Path
@@ -13,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from models.contract import HOLD, UNITS, Contract
 from models.errors import InputError
-from models.train import TrainConfig
+from models.sweep import SweepConfig
+from models.training import TrainConfig
 from pipelines.etl.schemas import COLUMN_REWARD
 from policies.constraints import Constraints
 from policies.evaluate import EvaluateConfig
@@ -231,6 +233,7 @@ class Config(Section):
     quality: Quality = Quality()
     propensity: PropensityConfig = PropensityConfig()
     train: TrainConfig
+    sweep: SweepConfig | None = None
     policy: Policy = Policy()
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateConfig = GateConfig()
@@ -250,7 +253,14 @@ class Config(Section):
             if component in UNITS and component != "sends" and self.data.events is None:
                 raise InputError(f"rewards: {component!r} is counted from events; map data.events or remove it.")
         names = self.contract.rewards
-        for key, found in (("train.weights", self.train.weights), ("gate.metrics", self.gate.metrics)):
+        named: list[tuple[str, Iterable[str]]] = [
+            ("train.weights", self.train.weights),
+            ("gate.metrics", self.gate.metrics),
+        ]
+        if self.sweep is not None:
+            shape = "sweep.grid" if self.sweep.simplex is None else "sweep.simplex.components"
+            named += [(shape, self.sweep.components), ("sweep.objectives", self.sweep.objectives)]
+        for key, found in named:
             known = (*names, "ctr") if key == "gate.metrics" else names
             for name in found:
                 if name not in known:
@@ -258,6 +268,10 @@ class Config(Section):
         if self.gate.candidate not in self.train.learners:
             meant = suggest(self.gate.candidate, self.train.learners)
             raise InputError(f"gate.candidate: {self.gate.candidate!r} is not learned{meant}.")
+        if self.sweep is not None:
+            # A sweep that cannot be is told before anything is learned.
+            self.sweep.population(self.train, self.gate.candidate)
+            self.sweep.front(names)
         return self
 
     @property

@@ -55,6 +55,12 @@ def transitions_to_evaluate(config: Config, lineage: Mapping[str, Any]) -> table
     Raises InputError as `table.read` does, and where a propensity is neither logged nor estimated.
     """
     found = _read(config, lineage["data_version"], lineage["estimates_version"])
+    check_known(config, found)
+    return found
+
+
+def check_known(config: Config, found: table.Transitions) -> None:
+    """Raise InputError where a propensity is neither logged nor estimated."""
     unknown = int(np.isnan(found.propensity).sum())
     if unknown:
         raise InputError(
@@ -62,7 +68,6 @@ def transitions_to_evaluate(config: Config, lineage: Mapping[str, Any]) -> table
             "them (`tactful propensity CONFIG`: enough to evaluate, never to promote), or log the probability of the "
             "action taken."
         )
-    return found
 
 
 def _read(config: Config, version: int | None, estimates_version: int | None) -> table.Transitions:

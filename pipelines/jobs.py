@@ -14,39 +14,44 @@ Each step reads what the steps before it left in the run's folder and leaves its
 | score    | raw datasets, the registry    | scores/, steps/score.json |
 | report   | steps/*.json                  | report.html, summary.json |
 
-Beside the road: vacuum removes files of the tables, forget erases users from them and leaves forgotten.json.
+Beside the road: sweep leaves sweep/NAME/, MLflow runs and steps/sweep.json, which pick reads; vacuum removes files of
+the tables, forget erases users from them and leaves forgotten.json.
 """
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from pyspark.sql import SparkSession
 from rich.console import Console
 
-from models import artifact, table
+from models import artifact, distributed, table
 from models.contract import SPLITS
-from models.errors import InputError
+from models.errors import InputError, TactfulError
 from models.registry import Registry
-from models.train import BEHAVIOUR
+from models.stream import sampled
+from models.train import Learned
 from models.train import train as fit_policies
-from pipelines import erase
+from models.training import BEHAVIOUR, TrainConfig
+from pipelines import erase, explaining
 from pipelines import summary as summaries
+from pipelines import sweep as sweeps
 from pipelines import vacuum as retention
 from pipelines.config import Config
-from pipelines.estimation import in_words, run_propensity, transitions_to_evaluate, transitions_to_train
+from pipelines.estimation import check_known, in_words, run_propensity, transitions_to_evaluate, transitions_to_train
 from pipelines.etl.flow import run_etl
 from pipelines.etl.quality import make_thresholds
 from pipelines.etl.window import day_number
@@ -59,6 +64,9 @@ from policies.evaluate import evaluate as evaluate_policies
 from policies.gate import judge
 from policies.propensity import logged_calibration
 from policies.q_policy import QPolicy, deployed_probabilities
+from policies.selection import Slope
+from policies.sweep import WEIGHTED, compare
+from policies.sweep import pick as pick_member
 
 # Into a file or a pipe a table is as wide as it needs, not as narrow as the eighty columns of nobody's terminal.
 console = Console(width=None if sys.stdout.isatty() else 160)
@@ -175,21 +183,83 @@ def propensity(config: Config) -> dict[str, Any]:
 
 
 def train(config: Config) -> dict[str, Any]:
-    """Learn every policy of `train.learners` and the behaviour network, export each, and log the run to MLflow."""
-    transitions = transitions_to_train(config)
-    act = partial(deployed_probabilities, decision=_decision(config), is_send=config.contract.is_send)
+    """Learn every policy of `train.learners` and the behaviour network, export each, and log the run to MLflow.
+
+    Under `torchrun` every process takes its share of each minibatch; the first one leaves the results.
+    """
+    with distributed.group() as processes:
+        if processes.rank == 0:
+            return _train(config, processes)
+        _fit(config, processes)
+        return {}
+
+
+def train_by_spark(config: Config, file: Path, overrides: list[str], processes: int) -> None:
+    """`tactful train` in so many processes that Spark's TorchDistributor starts: on this machine where the master is
+    local, else as tasks of one barrier stage, whose Python needs the whole of this project.
+
+    Raises TactfulError where one of them failed: torchrun does not say with which exit code.
+    """
+    from pyspark.ml.torch.distributor import TorchDistributor
+
+    settings = [word for pair in overrides for word in ("--set", pair)]
+    _step_path(config, "train").unlink(missing_ok=True)
+    with _spark(config):
+        distributor = TorchDistributor(processes, config.spark.master.startswith("local"), use_gpu=False)
+        with suppress(RuntimeError):
+            distributor.run(str(Path(__file__).with_name("cli.py")), "train", str(file), *settings)
+    # Spark's wrapper around torchrun may end well though a process did not.
+    if not _step_path(config, "train").exists():
+        raise TactfulError(f"{file}: training in {processes} processes failed; what a process printed above says why.")
+
+
+def _fit(config: Config, processes: distributed.Group) -> tuple[table.Transitions, dict[str, Learned]]:
+    """What training read all at once, and what it learned."""
+    transitions, shards = _log(config)
+    return transitions, _learn(config, config.train, transitions, shards, _checkpoint(config), processes)
+
+
+def _log(config: Config) -> tuple[table.Transitions, table.Shards | None]:
+    """What training reads all at once and, where that is not everything, the buckets that stream."""
+    if not config.train.stream_rows:
+        return transitions_to_train(config), None
+    shards = table.Shards.of(config.transitions_path, config.contract)
+    return sampled(shards, config.train.stream_rows, config.seed), shards
+
+
+def _learn(
+    config: Config,
+    settings: TrainConfig,
+    transitions: table.Transitions,
+    shards: table.Shards | None,
+    checkpoint: Path,
+    processes: distributed.Group | None = None,
+) -> dict[str, Learned]:
+    return fit_policies(
+        transitions,
+        settings,
+        config.seed,
+        partial(deployed_probabilities, decision=_decision(config), is_send=config.contract.is_send),
+        assess_of=lambda cloned: Slope.of(transitions, cloned, config.evaluate.per),
+        checkpoint=checkpoint,
+        group=processes,
+        shards=shards,
+    )
+
+
+def _checkpoint(config: Config, step: str = "learn") -> Path:
+    return config.run_dir / "checkpoints" / f"{step}.safetensors"
+
+
+def _train(config: Config, processes: distributed.Group) -> dict[str, Any]:
     with _step(config, "train") as result:
-        learned = fit_policies(transitions, config.train, config.seed, act)
-        lineage = {
-            "data_version": transitions.version,
-            "estimates_version": transitions.estimates_version,
-            "fingerprint": transitions.fingerprint,
-            "window": _window(transitions),
-            "config_hash": _config_hash(config),
-            "etl_hash": config.etl_hash(),
-            "commit": _commit(),
-            "seed": config.seed,
-        }
+        transitions, learned = _fit(config, processes)
+        if config.gate.candidate not in learned:
+            raise InputError(
+                f"gate.candidate: every seed of {config.gate.candidate!r} diverged, as the log of this step says; "
+                "lower its learning rate, or name another candidate."
+            )
+        lineage = _lineage(config, transitions)
         folders = {name: _policy_folder(config, name) for name in learned}
         for name, member in learned.items():
             artifact.export(member, folders[name], _decision(config, name), lineage)
@@ -203,11 +273,127 @@ def train(config: Config) -> dict[str, Any]:
         )
         result["curves"] = curves
         result["weights"] = dict(config.train.weights)
-        result["alpha"] = dict(config.train.learners)
+        result["learners"] = {name: asdict(learner) for name, learner in config.train.named.items()}
         result["members"] = len(config.train.learners) * config.train.seeds
-        result["agreement"] = {name: learned[name].agreement for name in config.train.learners}
+        fitted = {name: each for name, each in learned.items() if name != BEHAVIOUR}
+        result["agreement"] = {name: each.agreement for name, each in fitted.items()}
+        result["kept"] = {name: each.kept for name, each in fitted.items()}
+        result["stopped"] = {name: list(each.stopped) for name, each in fitted.items() if each.stopped}
         result["lineage"] = lineage
+    # Only a run that was cut short has something to go on from.
+    _checkpoint(config).unlink(missing_ok=True)
     return result
+
+
+def _lineage(config: Config, transitions: table.Transitions) -> dict[str, Any]:
+    """What a policy was learned from."""
+    return {
+        "data_version": transitions.version,
+        "estimates_version": transitions.estimates_version,
+        "fingerprint": transitions.fingerprint,
+        "window": _window(transitions),
+        "config_hash": _config_hash(config),
+        "etl_hash": config.etl_hash(),
+        "commit": _commit(),
+        "seed": config.seed,
+    }
+
+
+def sweep(config: Config) -> dict[str, Any]:
+    """Learn a member for every weighting of [sweep], evaluate each on the validation split, log each to MLflow."""
+    if config.sweep is None:
+        raise InputError(f"{config.name}: the configuration has no [sweep]; add one, see docs/sweep.md.")
+    transitions, shards = _log(config)
+    check_known(config, transitions)
+    population = config.sweep.population(config.train, config.gate.candidate)
+    torch.set_num_threads(config.train.threads)
+    with _step(config, "sweep") as result:
+        learned = _learn(config, population, transitions, shards, _checkpoint(config, "sweep"))
+        del learned[BEHAVIOUR]
+        lineage = _lineage(config, transitions)
+        root = config.run_dir / "sweep"
+        # An earlier sweep may have had more members.
+        shutil.rmtree(root, ignore_errors=True)
+        for name, member in learned.items():
+            artifact.export(member, root / name, _decision(config), lineage)
+        policies = [QPolicy(artifact.load(root / name), name) for name in learned]
+        objectives = config.sweep.front(config.contract.rewards)
+        result.update(
+            compare(
+                transitions,
+                policies,
+                config.evaluate,
+                objectives,
+                config.train.weights,
+                config.gate.estimator,
+                config.sweep.min_ess,
+                config.seed,
+            )
+        )
+        learner = config.sweep.learner or config.gate.candidate
+        result |= {
+            "learner": learner,
+            "swept": list(config.sweep.components),
+            "alphas": list(config.sweep.alpha),
+            "seeds": population.seeds,
+            "train_seeds": config.train.seeds,
+            "diverged": [name for name in population.learners if name not in learned],
+            "lineage": lineage,
+        }
+        for name, each in population.named.items():
+            if name in learned:
+                weights = dict(each.weights or {})
+                result["members"][name] |= {
+                    "weights": weights,
+                    "alpha": each.alpha,
+                    "toml": sweeps.toml_of(config, learner, weights, each.alpha),
+                    "kept": learned[name].kept,
+                    "agreement": learned[name].agreement,
+                }
+        result["mlflow_run"] = _log_sweep(config, result, {name: learned[name].curves for name in learned})
+        console.print(sweeps.members_table(result))
+    # Only a run that was cut short has something to go on from.
+    _checkpoint(config, "sweep").unlink(missing_ok=True)
+    return result
+
+
+def _log_sweep(config: Config, found: dict[str, Any], curves: dict[str, list[dict[str, float]]]) -> str:
+    """One run for the sweep and one under it for each member; returns the first's id."""
+    registry = _registry(config)
+    tags = {name: str(value) for name, value in found["lineage"].items()}
+    params = config.model_dump(mode="json", include={"seed", "train", "policy", "features", "sweep"})
+    parent = registry.log_run(f"{config.name} sweep", params, {}, {}, tags)
+    for name, member in found["members"].items():
+        registry.log_run(
+            name,
+            {
+                **{f"weights.{component}": weight for component, weight in member["weights"].items()},
+                "alpha": member["alpha"],
+                "seed": config.seed,
+                "seeds": found["seeds"],
+                "learner": found["learner"],
+            },
+            {"learning": curves[name]},
+            {"policy": config.run_dir / "sweep" / name},
+            {**tags, "front": str(member["front"]).lower(), "rows": found["rows"], "estimator": found["estimator"]},
+            sweeps.run_figures(found, name),
+            parent,
+        )
+    return parent
+
+
+def pick(
+    config: Config,
+    most: float,
+    relative: bool = False,
+    maximise: str = WEIGHTED,
+    bound: Literal["high", "estimate"] = "high",
+) -> str:
+    """Say which member of the sweep meets a budget of sends, and the lines of configuration that it is; its name."""
+    found = _left_by(config, "sweep")
+    name = pick_member(found, most, relative, maximise, bound)
+    console.print(sweeps.picked(found, name), markup=False, highlight=False, soft_wrap=True)
+    return name
 
 
 def _registry(config: Config) -> Registry:
@@ -262,7 +448,8 @@ def evaluate(config: Config) -> dict[str, Any]:
 
 def _artifacts(config: Config) -> dict[str, artifact.Artifact]:
     """Each learned policy as it lies in the run's folder, by name."""
-    return {name: artifact.load(_policy_folder(config, name)) for name in config.train.learners}
+    trained = _left_by(config, "train")["agreement"]
+    return {name: artifact.load(_policy_folder(config, name)) for name in config.train.learners if name in trained}
 
 
 def _fingerprints(artifacts: dict[str, artifact.Artifact]) -> dict[str, str]:
@@ -371,6 +558,10 @@ def _summary(config: Config) -> dict[str, Any]:
     optional = {step: _left_by(config, step) for step in steps if _step_path(config, step).exists()}
     evaluation = left["evaluate"]["evaluation"]
     scoring = {k: v for k, v in optional["score"].items() if k != "seconds"} if "score" in optional else None
+    swept = _left_by(config, "sweep") if _step_path(config, "sweep").exists() else None
+    if swept is not None and swept["lineage"]["fingerprint"] != left["train"]["lineage"]["fingerprint"]:
+        console.print("The sweep was made from other transitions and is left out of the report; run `tactful sweep`.")
+        swept = None
     return {
         "name": config.name,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -388,6 +579,7 @@ def _summary(config: Config) -> dict[str, Any]:
             key: value for key, value in left["train"].items() if key not in {"lineage", "seconds", "mlflow_run"}
         },
         "scoring": scoring,
+        "sweep": swept,
         "lineage": {
             **left["train"]["lineage"],
             "mlflow_run": left["train"]["mlflow_run"],
@@ -425,6 +617,31 @@ def forget(config: Config, ids: list[str]) -> erase.Forgotten:
     found = erase.forget(config, ids)
     console.print(erase.in_words(found, config), markup=False, highlight=False, soft_wrap=True)
     return found
+
+
+def explain(
+    config: Config,
+    user: str,
+    decision: str | None = None,
+    last: int = 1,
+    policy: str | None = None,
+    as_json: bool = False,
+) -> dict[str, Any]:
+    """Print why the champion, or the trained `policy`, chooses as it does for a user; returns what it printed.
+
+    Raises InputError where there is no such policy, and as `explain_user` does.
+    """
+    known = sorted(folder.name for folder in (config.run_dir / "policies").glob("*"))
+    if policy is not None and policy not in known:
+        found = ", ".join(known) or "none"
+        raise InputError(f"--policy {policy}: no such policy (found: {found}); name one, or run `tactful train` first.")
+    folder, version = _registry(config).load("champion") if policy is None else (_policy_folder(config, policy), None)
+    told = explaining.explain_user(config, artifact.load(folder), user, decision, last, version)
+    if as_json:
+        print(json.dumps(told, indent=2, allow_nan=False))
+    else:
+        console.print(explaining.in_tables(told), highlight=False)
+    return told
 
 
 def run(config: Config, rebuild: bool = False) -> dict[str, Any]:

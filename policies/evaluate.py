@@ -81,7 +81,7 @@ class RowSet:
         values = replicates(summary, self.sample.exposure, self.counts)
         found = dict(zip(self.components, values.T, strict=True))
         if {"clicks", "sends"} <= found.keys():
-            found[CTR] = _quotient(found["clicks"], found["sends"])
+            found[CTR] = quotient(found["clicks"], found["sends"])
         return found
 
     def estimates(self, target: Target, q: Floats) -> dict[str, Metrics]:
@@ -120,7 +120,7 @@ class Levels:
         """V(pi) - V(mu), paired by resample, absolute and as a share of |V(mu)|; with the gate's one-sided bounds of
         both."""
         delta = values - logged
-        relative = _quotient(delta, np.abs(logged))
+        relative = quotient(delta, np.abs(logged))
         return {
             **self.interval(delta),
             "gate_low": _number(lower(delta[1:], self.gate)),
@@ -366,7 +366,7 @@ def _contrasts(study: Study) -> list[dict[str, Any]]:
     return found
 
 
-def _quotient(above: Floats, below: Floats) -> Floats:
+def quotient(above: Floats, below: Floats) -> Floats:
     """above / below, NaN where below is 0: a ratio that the resample does not define."""
     with np.errstate(invalid="ignore", divide="ignore"):
         found: Floats = np.where(below == 0, np.nan, above / below)

@@ -11,6 +11,7 @@ from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 FIRST = NOTEBOOKS[0]
+PARETO = next(path for path in NOTEBOOKS if path.stem == "03_pareto_front")
 
 OFFLINE = """
 import ipaddress
@@ -43,14 +44,34 @@ BREAKS = [
     ("identity-check", 'table.loc[table["usable"].idxmax(), "reward_weekly_active_days"] += 1e-4'),
 ]
 """Cell, and a harm that its assertions must notice."""
-HARMLESS = [(cell, "pass") for cell in dict(BREAKS)]
-"""The same cells on data that nobody harmed: else to notice would mean nothing."""
+HARMED = ("table", "week", "report", "spoilt", "mu")
+"""What the harms change, and is made whole after each."""
+FOUND = '{"rates": [float(from_rows), float(from_visits)], "left_over": float(left_over.max()), "rows": len(table)}'
+
+PARETO_BREAKS = [
+    ("price", "wants = {name: 1 - each for name, each in wants.items()}"),
+    ("naive", "on_front = set(sorted(on_front)[1:])"),
+    ("naive", "values = -values"),
+    ("sure-plot", 'members["m01"]["front_probability"] = 1.5'),
+    (
+        "budget-plot",
+        "found = copy.deepcopy(found)\n"
+        'found["members"][chosen[0]]["estimates"][ESTIMATOR]["weighted"]["estimate"] = 99.0',
+    ),
+]
+PARETO_HARMED = ("wants", "values", "on_front", "found", "members")
+PARETO_FOUND = '{"members": len(members), "farthest": float(np.abs(off).max())}'
+
+
+def harmless(breaks: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The same cells on data that nobody harmed: else to notice would mean nothing."""
+    return [(cell, "pass") for cell in dict(breaks)]
+
 
 HARM = """
 import copy
 
-_whole = {name: copy.deepcopy(globals()[name]) for name in ("table", "week", "report", "spoilt", "mu")}
-_run = {"rates": [float(from_rows), float(from_visits)], "left_over": float(left_over.max()), "rows": len(table)}
+_whole = {name: copy.deepcopy(globals()[name]) for name in HARMED}
 _unnoticed = []
 for _cell, _harm in BREAKS:
     exec(_harm)
@@ -67,7 +88,7 @@ import json
 import torch
 
 print(json.dumps({
-    **_run,
+    **_found,
     "unnoticed": _unnoticed,
     "threads": torch.get_num_threads(),
     "left_behind": folder.exists(),
@@ -110,15 +131,13 @@ def test_every_section_asserts_what_it_says(path):
     assert silent == []
 
 
-@pytest.fixture(scope="module")
-def executed(tmp_path_factory):
-    """The first notebook, run; its assertions tried on harmed data before it cleans up, and what it found told."""
-    notebook = nbformat.read(FIRST, as_version=4)
+def run(path: Path, breaks: list[tuple[str, str]], harmed: tuple[str, ...], found: str, own: Path) -> Any:
+    """A notebook, run; its assertions tried on harmed data before it cleans up, and what it found told."""
+    notebook = nbformat.read(path, as_version=4)
     sources = {cell.id: cell.source for cell in notebook.cells}
     *cells, clean = notebook.cells
-    harm = f"BREAKS = {BREAKS + HARMLESS!r}\nSOURCES = {sources!r}\n{HARM}"
-    notebook.cells = [code(OFFLINE), *cells, code(harm), clean, code(TOLD)]
-    own = tmp_path_factory.mktemp("jupyter")
+    given = f"BREAKS = {breaks + harmless(breaks)!r}\nSOURCES = {sources!r}\nHARMED = {harmed!r}\n_found = {found}\n"
+    notebook.cells = [code(OFFLINE), *cells, code(given + HARM), clean, code(TOLD)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         # A notebook that fails does not reach the cell that cleans up.
@@ -127,19 +146,30 @@ def executed(tmp_path_factory):
         for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR"):
             patch.setenv(name, str(own / name.lower()))
         NotebookClient(
-            notebook, timeout=400, kernel_name="python3", resources={"metadata": {"path": str(FIRST.parent)}}
+            notebook, timeout=400, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
         ).execute()
     told = "".join(output.text for output in notebook.cells[-1].outputs if output.get("name") == "stdout")
+    notebook.cells = [*cells, clean]
     return notebook, json.loads(told)
+
+
+def pictures(notebook: Any) -> list[int]:
+    """How many each numbered section drew."""
+    drawn = {
+        title: sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)
+        for title, cells in sections(notebook).items()
+    }
+    return [drawn[title] for title in drawn if title[0].isdigit()]
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    return run(FIRST, BREAKS, HARMED, FOUND, tmp_path_factory.mktemp("jupyter"))
 
 
 def test_it_ran_and_drew(executed):
     notebook, told = executed
-    pictures = {
-        title: sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)
-        for title, cells in sections(notebook).items()
-    }
-    assert [pictures[title] for title in pictures if title[0] in "1234"] == [1, 2, 2, 1]
+    assert pictures(notebook) == [1, 2, 2, 1, 0]
     assert told["rows"] > 10_000
     assert told["threads"] == 1
     assert not told["left_behind"]
@@ -154,4 +184,13 @@ def test_the_weekly_active_rate_is_the_same_by_rewards_and_by_visits(executed):
 
 
 def test_its_assertions_notice_harm(executed):
-    assert executed[1]["unnoticed"] == [list(each) for each in HARMLESS]
+    assert executed[1]["unnoticed"] == [list(each) for each in harmless(BREAKS)]
+
+
+def test_the_front_is_drawn_chosen_from_and_held_against_the_truth(tmp_path):
+    notebook, told = run(PARETO, PARETO_BREAKS, PARETO_HARMED, PARETO_FOUND, tmp_path)
+    assert pictures(notebook) == [1, 1, 1, 1, 1]
+    assert told["unnoticed"] == [list(each) for each in harmless(PARETO_BREAKS)]
+    assert told["members"] == 6
+    assert told["farthest"] < 4.5
+    assert (told["threads"], told["left_behind"]) == (1, False)

@@ -15,6 +15,7 @@ from pipelines.report import svg as pictures
 from pipelines.report.policies import View
 from pipelines.report.reading import Reading
 from pipelines.report.svg import Column, Part
+from pipelines.report.sweep import trade_off
 from pipelines.report.text import (
     MISSING,
     duration,
@@ -65,7 +66,7 @@ def render(summary: Mapping[str, Any]) -> str:
     """The report as one HTML page.
 
     `summary` is what a run found: name, created_at, verdict (of `judge`), evaluation (of `evaluate`), rows, quality,
-    training, scoring, lineage and seconds; any may be absent.
+    training, sweep, scoring, lineage and seconds; any may be absent.
     Raises InputError where the verdict is none of PROMOTE, REFUSE and INCONCLUSIVE.
     """
     evaluation, verdict = summary.get("evaluation") or {}, summary.get("verdict") or {}
@@ -86,6 +87,7 @@ def render(summary: Mapping[str, Any]) -> str:
         "others": policies.other_estimators(reading),
         "forest": policies.forest(reading),
         "scatters": policies.scatters(reading),
+        "sweep": trade_off(summary.get("sweep")),
         "contrasts": policies.contrasts(reading),
         "mixtures": policies.mixtures(reading),
         "overlap": evidence.overlap(reading),

@@ -223,11 +223,16 @@ class Point:
     """A policy in the scatter: its place with intervals, and its true place where known."""
 
     label: str
+    """Not written where empty."""
     x: Range
     y: Range
     tone: str
     tip: str
     truth: Pair | None = None
+    size: float = 5.0
+    """Radius of its dot."""
+    thin: bool = False
+    """One of many: its intervals are thin and labels may cross them, its own label needs a free place."""
 
 
 @dataclass
@@ -242,12 +247,14 @@ class _Space:
             max(min(x1, a1) - max(x0, a0), 0) * max(min(y1, b1) - max(y0, b0), 0) for a0, b0, a1, b1 in self.taken
         )
 
-    def place(self, x: float, y: float, text: str) -> tuple[float, float, str]:
-        """(x, y, anchor) of a label beside (x, y): the first place that overlaps nothing, else the least bad."""
+    def place(self, x: float, y: float, text: str, must: bool = True) -> tuple[float, float, str] | None:
+        """(x, y, anchor) of a label beside (x, y): the first place that overlaps nothing, else the least bad; or none
+        where it need not be."""
         width = LETTER * len(text)
+        near, far = ((10, 4), (8, -10), (8, 18)), ((8, -26), (8, 34), (8, -42), (8, 50), (30, -58), (30, 66))
         choices = [
             (x + side * dx, y + dy, "start" if side > 0 else "end")
-            for dx, dy in ((10, 4), (8, -10), (8, 18), (8, -26), (8, 34), (8, -42), (8, 50), (30, -58), (30, 66))
+            for dx, dy in ((*near, *far) if must else near)
             for side in (1, -1)
         ]
 
@@ -264,6 +271,8 @@ class _Space:
             return self.overlap(box) + 1000 * outside
 
         best = min(choices, key=cost)
+        if not must and cost(best) > 0:
+            return None
         x0 = best[0] if best[2] == "start" else best[0] - width
         self.taken.append((x0, best[1] - 11, x0 + width, best[1] + 3))
         return best
@@ -275,22 +284,34 @@ def scatter(
     y_title: str,
     show: tuple[Callable[[float], str], Callable[[float], str]],
     title: str,
+    joined: Sequence[Pair] = (),
 ) -> Markup:
-    """Policies as differences from the logging policy, which is the crossing of the two axes at zero."""
+    """Policies as differences from the logging policy, which is the crossing of the two axes at zero.
+
+    A line runs through `joined`.
+    """
     across = Scale(*_reach([p.x for p in points], [p.truth[0] for p in points if p.truth]), LEFT, WIDTH - RIGHT)
     up = Scale(*_reach([p.y for p in points], [p.truth[1] for p in points if p.truth]), HEIGHT - BOTTOM, TOP)
     body = _frame(across, up, x_title, y_title, show)
     space = _Space()
     origin = across.at(0), up.at(0)
     space.taken.append((origin[0] - 6, origin[1] - 6, origin[0] + 6, origin[1] + 6))
+    if len(joined) > 1:
+        path = " ".join(f"{across.at(x):.1f},{up.at(y):.1f}" for x, y in joined)
+        body.append(f'<polyline points="{path}" class="front"/>')
     for point in points:
         body += _cross(point, across, up, space)
     body.append(f'<circle cx="{origin[0]:.1f}" cy="{origin[1]:.1f}" r="5" class="dot ink"/>')
-    named = [(origin[0], origin[1], "Logging policy", "ink")]
-    named += [(across.at(p.x.value or 0), up.at(p.y.value or 0), p.label, p.tone) for p in points]
-    for x, y, label, tone in named:
+    named = [(origin[0], origin[1], "Logging policy", "ink", True)]
+    named += [
+        (across.at(p.x.value or 0), up.at(p.y.value or 0), p.label, p.tone, not p.thin) for p in points if p.label
+    ]
+    for x, y, label, tone, must in named:
         label = label if len(label) <= LONGEST else label[: LONGEST - 1] + "…"
-        lx, ly, anchor = space.place(x, y, label)
+        place = space.place(x, y, label, must)
+        if place is None:
+            continue
+        lx, ly, anchor = place
         body.append(
             f'<text x="{lx:.1f}" y="{ly:.1f}" text-anchor="{anchor}" class="label {tone}">{escape(label)}</text>'
         )
@@ -338,15 +359,18 @@ def _cross(point: Point, across: Scale, up: Scale, space: _Space) -> list[str]:
     if point.x.value is None or point.y.value is None:
         return []
     x, y = across.at(point.x.value), up.at(point.y.value)
-    body = []
+    body, boxes = [], []
+    kind = f"whisker {point.tone}{' thin' if point.thin else ''}"
     if point.x.low is not None and point.x.high is not None:
         x0, x1 = across.at(point.x.low), across.at(point.x.high)
-        body.append(_line(f"{x0:.1f}", f"{y:.1f}", f"{x1:.1f}", f"{y:.1f}", f"whisker {point.tone}"))
-        space.taken.append((x0, y - 1.5, x1, y + 1.5))
+        body.append(_line(f"{x0:.1f}", f"{y:.1f}", f"{x1:.1f}", f"{y:.1f}", kind))
+        boxes.append((x0, y - 1.5, x1, y + 1.5))
     if point.y.low is not None and point.y.high is not None:
         y0, y1 = up.at(point.y.high), up.at(point.y.low)
-        body.append(_line(f"{x:.1f}", f"{y0:.1f}", f"{x:.1f}", f"{y1:.1f}", f"whisker {point.tone}"))
-        space.taken.append((x - 1.5, y0, x + 1.5, y1))
+        body.append(_line(f"{x:.1f}", f"{y0:.1f}", f"{x:.1f}", f"{y1:.1f}", kind))
+        boxes.append((x - 1.5, y0, x + 1.5, y1))
+    if not point.thin:
+        space.taken += boxes
     if point.truth:
         tx, ty = across.at(point.truth[0]), up.at(point.truth[1])
         diamond = f"M{tx:.1f} {ty - 6:.1f} l6 6 l-6 6 l-6 -6 z"
@@ -354,7 +378,8 @@ def _cross(point: Point, across: Scale, up: Scale, space: _Space) -> list[str]:
             f'<path d="{diamond}" class="truth {point.tone}"><title>{escape(point.label)}: true value</title></path>'
         )
         space.taken.append((tx - 6, ty - 6, tx + 6, ty + 6))
-    tip = escape(point.tip)
-    body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" class="dot {point.tone}"><title>{tip}</title></circle>')
-    space.taken.append((x - 6, y - 6, x + 6, y + 6))
+    tip, room = escape(point.tip), point.size + 1
+    dot = f"dot {point.tone}{' thin' if point.thin else ''}"
+    body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{point.size:g}" class="{dot}"><title>{tip}</title></circle>')
+    space.taken.append((x - room, y - room, x + room, y + room))
     return body

@@ -184,6 +184,20 @@ def test_the_report_opens_offline_with_nothing_missing(page: Page, tmp_path: Pat
 
 
 @pytest.mark.parametrize("width", [1280, 390])
+def test_a_sweep_of_sixteen_members_has_room(page: Page, tmp_path: Path, width: int) -> None:
+    found = {name: json.loads((SUMMARIES / f"{name}.json").read_text()) for name in ("week", "sweep")}
+    path = tmp_path / "report.html"
+    write_report({**found["week"], "sweep": found["sweep"]}, path)
+
+    page.open(path, width)
+    page.evaluate(UNFOLD)
+
+    assert page.complaints == []
+    assert json.loads(page.evaluate(CUT_OFF)) == {"wide": 0, "outside": [], "collisions": [], "clipped": []}
+    assert page.evaluate("getComputedStyle(document.querySelector('polyline.front')).fill") == "none", "styles apply"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
 def test_long_names_and_large_figures_stay_inside(page: Page, tmp_path: Path, width: int) -> None:
     text = (SUMMARIES / "week.json").read_text()
     text = text.replace("ddqn_cql", "double_q_with_conservatism_and_a_very_long_experiment_name").replace(

@@ -1,0 +1,131 @@
+"""`tactful train` as it is run: killed and run again, in several processes, and on a log that does not fit."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pyspark.sql import SparkSession
+
+from models import artifact, table
+from pipelines import jobs
+from pipelines.config import Config, validate
+from tests.pipelines.test_propensity_step import lost
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tree(folder: Path, run: str, **train: Any) -> dict[str, Any]:
+    found = lost(folder, run)
+    found["data"]["decisions"].pop("columns")
+    found["name"] = "step"
+    found["etl"]["buckets"] = 6
+    found["train"] |= {"learners": {"ddqn": 0.0, "cql": {"alpha": 1.0}, "iql": {"kind": "iql", "policy": "awr"}}}
+    found["train"] |= {"seeds": 2, "hidden": [16], "steps": 200, "behaviour_steps": 50, "value_steps": 50, **train}
+    return found
+
+
+@pytest.fixture(scope="module")
+def made(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a lake, and the transitions made from it in `run/`."""
+    folder = tmp_path_factory.mktemp("step")
+    config = validate(tree(folder, "run"), "step.toml")
+    jobs.simulate(config)
+    jobs.etl(config)
+    return folder
+
+
+def prepared(made: Path, tmp_path: Path, **train: Any) -> tuple[Config, Path]:
+    """The transitions copied into a folder that a test may change; the configuration, and its file."""
+    tmp_path.mkdir(exist_ok=True)
+    shutil.copytree(made / "run", tmp_path / "run")
+    found = tree(made, "run", **train)
+    found["run_dir"] = str(tmp_path / "run")
+    lines: list[str] = []
+
+    def section(node: dict[str, Any], name: str) -> None:
+        lines.extend([f"[{name}]"] if name else [])
+        lines.extend(f"{key} = {json.dumps(value)}" for key, value in node.items() if not isinstance(value, dict))
+        for key, value in node.items():
+            if isinstance(value, dict):
+                section(value, f"{name}.{key}".lstrip("."))
+
+    section(found, "")
+    (tmp_path / "step.toml").write_text("\n".join(lines))
+    return validate(found, "step.toml"), tmp_path / "step.toml"
+
+
+def command(file: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "pipelines.cli", "train", str(file), *words]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def graphs(config: Config) -> dict[str, bytes]:
+    found = {path.parent.name: path.read_bytes() for path in config.run_dir.glob("policies/*/policy.onnx")}
+    assert found.keys() == {"ddqn", "cql", "iql", "behaviour"}
+    return found
+
+
+def test_killed_and_run_again_it_exports_the_same_bytes(made: Path, tmp_path: Path) -> None:
+    whole, file = prepared(made, tmp_path / "whole", steps=2000)
+    subprocess.run(command(file), check=True, cwd=ROOT, env=environment(), capture_output=True)
+    killed, file = prepared(made, tmp_path / "killed", steps=2000)
+    checkpoint = killed.run_dir / "checkpoints" / "learn.safetensors"
+    process = subprocess.Popen(command(file), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
+    while not checkpoint.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed.run_dir / "policies").exists()
+    again = subprocess.run(command(file), check=True, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert "goes on after update" in again.stderr
+    assert graphs(killed) == graphs(whole)
+    assert not checkpoint.exists()
+
+
+def test_processes_that_spark_starts_learn_what_one_learns(made: Path, tmp_path: Path) -> None:
+    one, _ = prepared(made, tmp_path / "one")
+    jobs.train(one)
+    two, file = prepared(made, tmp_path / "two")
+    done = subprocess.run(
+        command(file, "--spark-processes", "2"), cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    state = table.read(one.transitions_path, one.contract).state[:200]
+    for name in graphs(one):
+        q, _, values = artifact.load(one.run_dir / "policies" / name).predict(state)
+        same, _, same_values = artifact.load(two.run_dir / "policies" / name).predict(state)
+        # Sums in another order, carried along by 200 updates.
+        assert np.abs(q - same).max() < 0.02 * np.abs(q).max(), name
+        assert np.abs(values - same_values).max() < 0.1 * np.abs(values).max(), name
+
+
+def test_a_process_that_fails_fails_the_command(made: Path, tmp_path: Path) -> None:
+    _, file = prepared(made, tmp_path, batch_size=33)
+    done = subprocess.run(
+        command(file, "--spark-processes", "2"), cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    # torchrun hides the exit code 2 of its processes.
+    assert done.returncode == 1
+    assert "which 2 processes cannot share equally" in done.stdout + done.stderr
+
+
+def test_a_log_larger_than_memory_may_be_goes_the_whole_road(made: Path, tmp_path: Path) -> None:
+    plain = validate(tree(made, "run"), "step.toml")
+    rows = len(table.read(plain.transitions_path, plain.contract).user)
+    config, _ = prepared(made, tmp_path, stream_rows=rows // 2)
+    found = jobs.train(config)
+    assert set(found["agreement"]) == {"ddqn", "cql", "iql"}
+    jobs.evaluate(config)
+    assert jobs.promote(config)["verdict"] in {"PROMOTE", "REFUSE", "INCONCLUSIVE"}
