@@ -1,0 +1,67 @@
+"""d3rlpy's side of benchmarks/study.py, run by the Python of .venv-d3rlpy.
+
+    python benchmarks/study_d3rlpy.py LOG.npz SETTINGS.json OUT.npz
+
+Trains DiscreteCQL once per seed on one log and leaves every seed's weights.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import d3rlpy
+import numpy as np
+import torch
+from d3rlpy.algos import DiscreteCQLConfig
+from d3rlpy.constants import ActionSpace, LoggingStrategy
+from d3rlpy.dataset import MDPDataset
+from d3rlpy.logging import NoopAdapterFactory
+from d3rlpy.models import VectorEncoderFactory
+from torch import nn
+
+
+def fit(log: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """`weight<l>` [P, in, out] and `bias<l>` [P, 1, out] of one network per seed."""
+    torch.set_num_threads(1)
+    dataset = MDPDataset(
+        observations=log["state"],
+        actions=log["action"],
+        rewards=log["reward"],
+        terminals=log["terminal"],
+        timeouts=log["truncated"],
+        action_space=ActionSpace.DISCRETE,
+        action_size=int(log["actions"]),
+    )
+    found: dict[str, list[Any]] = {}
+    for seed in settings["seeds"]:
+        d3rlpy.seed(seed)
+        cql = DiscreteCQLConfig(
+            encoder_factory=VectorEncoderFactory(settings["hidden"]),
+            batch_size=settings["batch_size"],
+            learning_rate=settings["learning_rate"],
+            gamma=settings["gamma"],
+            alpha=settings["alpha"],
+            target_update_interval=settings["target_update_interval"],
+        ).create(device="cpu")
+        cql.fit(
+            dataset,
+            n_steps=settings["steps"],
+            n_steps_per_epoch=settings["steps"],
+            show_progress=False,
+            logger_adapter=NoopAdapterFactory(),
+            logging_strategy=LoggingStrategy.EPOCH,
+            save_interval=2,
+        )
+        assert cql.impl is not None
+        layers = [each for each in cql.impl.modules.q_funcs.modules() if isinstance(each, nn.Linear)]
+        for place, layer in enumerate(layers):
+            found.setdefault(f"weight{place}", []).append(layer.weight.detach().numpy().T)
+            found.setdefault(f"bias{place}", []).append(layer.bias.detach().numpy()[None])
+        print(f"d3rlpy: seed {seed}", file=sys.stderr, flush=True)
+    return {name: np.stack(parts) for name, parts in found.items()}
+
+
+if __name__ == "__main__":
+    content = dict(np.load(Path(sys.argv[1])))
+    np.savez(sys.argv[3], **fit(content, json.loads(Path(sys.argv[2]).read_text())))
