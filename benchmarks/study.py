@@ -35,10 +35,11 @@ from scipy import stats
 
 from models import table
 from models.batch import Held
-from models.learn import learn, reach_within
+from models.learn import learn
 from models.members import Learner
 from models.network import Population, predicted
 from models.train import Run, clone_behaviour, prepare
+from models.watch import reach_within
 from pipelines import jobs
 from pipelines.config import Config, load
 from pipelines.simulate import policy_truth

@@ -39,9 +39,9 @@ from rich.table import Table
 
 from benchmarks.train_equal import SCRIPT, differences
 from models.batch import Held, Resident, rows_of
+from models.blocks import Block, abreast, blocks_of
 from models.contract import Contract
 from models.distributed import Group
-from models.learn import Block, abreast, blocks_of
 from models.members import Learner
 from models.scaling import Units
 from models.table import Transitions

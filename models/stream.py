@@ -16,10 +16,10 @@ from torch import Tensor
 
 from models.batch import AHEAD, Resident, rows_of
 from models.errors import InputError
-from models.learn import Extent, Reach
 from models.members import Member
 from models.scaling import Moments, Units
 from models.table import Shards, Transitions
+from models.watch import Extent, Reach
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from models.contract import Contract
 from models.distributed import Group
 from models.errors import InputError
 from models.fqe import fit_fqe
-from models.learn import CURVE_POINTS, Act, Assess, Judge, Keep, Kept, Point, Reach, Seen, learn, marks, reach_within
+from models.learn import CURVE_POINTS, Keep, learn, marks
 from models.learners import behaviour_cloning
 from models.members import Learner, Member
 from models.network import Population, initial, predicted, together
@@ -27,6 +27,7 @@ from models.scaling import Scales, Units
 from models.stream import Pool, Survey, reach_of, survey
 from models.table import Shards, Transitions
 from models.training import BEHAVIOUR, TrainConfig
+from models.watch import Act, Assess, Judge, Kept, Point, Reach, Seen, reach_within
 
 Metrics = Callable[[int, dict[str, float]], None]
 """Told the update and the metrics there."""

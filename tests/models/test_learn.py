@@ -10,14 +10,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from models import blocks
 from models import learn as loop
 from models.batch import Held
 from models.errors import InputError
-from models.learn import Extent, Keep, Reach, Seen, learn, marks, reach_within
+from models.learn import Keep, learn, marks
 from models.members import Learner
 from models.table import Transitions
 from models.train import Run, member_of, prepare, train
 from models.training import TrainConfig
+from models.watch import Extent, Reach, Seen, reach_within
 
 CONFIG = TrainConfig(
     weights={"r0": 1.0, "r1": 0.5},
@@ -276,7 +278,7 @@ def test_a_killed_run_goes_on_with_another_number_of_threads(
     world, tmp_path: Path, monkeypatch: Any, before: int, after: int
 ) -> None:
     """Which members are updated together depends on it; room here for one or two in each block."""
-    monkeypatch.setattr(loop, "CACHE_BYTES", 2 * 4 * 8 * 32)
+    monkeypatch.setattr(blocks, "CACHE_BYTES", 2 * 4 * 8 * 32)
     table = split_log(world)
     run = prepare(table, CONFIG, 0, progress=False)
     whole, keep = learned(run), Keep(tmp_path / "learn.safetensors", {"data": "x"})

@@ -16,12 +16,12 @@ from deltalake import write_deltalake
 from models.batch import AHEAD, Held, rows_of
 from models.contract import Contract
 from models.errors import InputError
-from models.learn import reach_within
 from models.scaling import Units
 from models.stream import Pool, Survey, reach_of, sampled, survey
 from models.table import Shards, Transitions, read
 from models.train import prepare, train
 from models.training import TrainConfig
+from models.watch import reach_within
 
 CPU = torch.device("cpu")
 BUCKETS = 12

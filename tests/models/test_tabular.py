@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from scipy.special import wrightomega
 
 from models.batch import Batch, Held
+from models.blocks import blocks_of
 from models.contract import Contract
-from models.learn import Seen, blocks_of, learn, reach_within
+from models.learn import learn
 from models.learners import LARGEST_WEIGHT, Networks, behaviour_cloning, ddqn_cql, iql
 from models.losses import cql_penalty, double_q_target, expected_target, scalarise, td_loss
 from models.members import Learner, Settings
@@ -24,6 +25,7 @@ from models.network import Population, initial
 from models.table import Transitions
 from models.train import prepare
 from models.training import TrainConfig
+from models.watch import Seen, reach_within
 
 STATES, ACTIONS, HEADS = 5, 4, 2
 HOLD, SEND, PUSH, CLOSE = range(ACTIONS)
@@ -654,7 +656,7 @@ def test_what_the_greedy_value_of_the_logsumexp_form_does_lie_between(seed, stat
 
     V^mu <= max Q: since sum_a mu (softmax / mu - 1) = 0, sum_a mu Q is that of the backup, and the maximum is no less;
     max Q <= V* + c H, H the longest discounted number of decisions: no backup is lifted by more than c. That lift is
-    what `models.learn.Reach` allows for. Without credit both are c a decision lower.
+    what `models.watch.Reach` allows for. Without credit both are c a decision lower.
     """
     chain, c = Chain.drawn(seed, states, actions), alpha / 2
     _, best = chain.fixed(chain.greedy, lambda y: y)

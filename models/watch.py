@@ -1,0 +1,261 @@
+"""What is watched of each member while it learns: its curve, whether it diverges, and the check it is kept at."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.batch import Batch, Held
+from models.blocks import Block
+from models.distributed import Group
+from models.learners import Terms
+from models.losses import discount_of, horizon_of
+from models.members import Member
+from models.network import Population, predicted
+
+Act = Callable[[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]], NDArray[np.float64]]
+"""(q [N, A], behaviour logits [N, A], legal [N, A]) -> probabilities [N, A]: how a learned policy is deployed."""
+Point = dict[str, float]
+
+
+class Assess(Protocol):
+    """What a policy earns on the validation split, estimated from the log."""
+
+    @property
+    def rows(self) -> NDArray[np.bool_]:
+        """[N] rows of the table that it needs the policy's probabilities at."""
+
+    def __call__(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[U, K] what each user contributes, raw units; the estimate is their mean. `probabilities` [n, A]."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The validation split as checks see it; n rows of U users."""
+
+    assess: Assess
+    act: Act
+    state: Tensor
+    """[n, S] normalised."""
+    logits: NDArray[np.float64]
+    """[n, A] of the behaviour network."""
+    legal: NDArray[np.bool_]
+    """[n, A]."""
+
+    def gains(self, network: Population, weights: NDArray[np.float64], member: Member) -> NDArray[np.float64]:
+        """[U] contribution of each user to the gain of one acting network, in the unit of the weighted reward."""
+        q = predicted(network, self.state)[0] @ weights
+        found = self.assess(self.act(q, self.logits, self.legal))
+        gains: NDArray[np.float64] = found @ member.scales.weights
+        return gains
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a member would act by."""
+
+    network: Population
+    """P = 1, on the CPU."""
+    weights: NDArray[np.float64]
+    """[K] of its heads: q = weights . heads."""
+    step: int
+    gain: float | None
+    """On the validation split, per user-week or decision, in the unit of the weighted reward; None without one."""
+    standard_error: float | None
+
+
+@dataclass
+class Seen:
+    """One member as it was seen so far."""
+
+    curve: list[Point] = field(default_factory=list)
+    stopped: str | None = None
+    """Why, where it diverged."""
+    done: bool = False
+    """Nothing more is kept of it: it diverged, or ran out of patience."""
+    kept: Kept | None = None
+    best: NDArray[np.float64] | None = None
+    """[U] contributions at its best check."""
+    misses: int = 0
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What rows say of rewards and discounts to one member; those of several parts of a log add."""
+
+    rows: int
+    reward: Tensor
+    """[K] sum, in units of sigma."""
+    largest: Tensor
+    """[K] of |r_k|, in units of sigma."""
+    least: float
+    """Of w~.r."""
+    most: float
+    """Of w~.r."""
+    discount: float
+    """Sum of gamma^Delta (1 - terminal)."""
+    longest: float
+    """The largest gamma^Delta (1 - terminal)."""
+
+    @classmethod
+    def of(cls, member: Member, reward: Tensor, elapsed: Tensor, stops: Tensor) -> "Extent":
+        """Of n rows: `reward` [n, K] in units of sigma, `elapsed` [n] days, `stops` [n]."""
+        weighted = reward @ torch.from_numpy(member.scales.inner).to(reward)
+        discount = discount_of(member.gamma_per_day, elapsed, stops)
+        return cls(
+            rows=len(reward),
+            reward=reward.sum(dim=0),
+            largest=reward.abs().amax(dim=0),
+            least=float(weighted.min()),
+            most=float(weighted.max()),
+            discount=float(discount.sum()),
+            longest=float(discount.max()),
+        )
+
+    def __add__(self, other: "Extent") -> "Extent":
+        return Extent(
+            rows=self.rows + other.rows,
+            reward=self.reward + other.reward,
+            largest=torch.maximum(self.largest, other.largest),
+            least=min(self.least, other.least),
+            most=max(self.most, other.most),
+            discount=self.discount + other.discount,
+            longest=max(self.longest, other.longest),
+        )
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What discounted rewards can reach, whatever the policy; a member that passes it diverges."""
+
+    low: float
+    """Of w~.Q."""
+    high: float
+    """Of w~.Q."""
+    td: float
+    """Of the squared TD error, summed over heads."""
+    level: Tensor
+    """[K] E[r] / (1 - E[discount]), what mean rewards for ever are worth, in units of sigma: where every head starts,
+    so that the target network has no distance to travel that is common to every action."""
+
+    @classmethod
+    def of(cls, member: Member, extent: Extent) -> "Reach":
+        """Bounds from H = 1 / (1 - max discount), the most decisions that any policy's rewards can go on for.
+
+        high = H (max(w~.r, 0) + 1), low = H (min(w~.r, 0) - 1): the standard deviation beyond is what a fit may be off.
+        The penalty lifts q over its target by (alpha / 2) |w~|^2 (1 - pi / mu) a decision, pi the softmax of q, so by
+        (alpha / 2) |w~|^2 at most; without credit it lowers q by (alpha / 2) |w~|^2 pi / mu, and as some action has
+        pi <= mu, the best one by no more than that. td = sum_k (2 H (max |r_k| + 1))^2, a head at one end of its reach
+        and its target at the other.
+        """
+        horizon = horizon_of(extent.longest)
+        lift = member.learner.penalised * float(np.square(member.scales.inner).sum()) / 2
+        up, down = (lift, 0.0) if member.learner.penalty == "logsumexp" else (0.0, lift)
+        return cls(
+            low=horizon * (min(extent.least, 0.0) - 1 - down),
+            high=horizon * (max(extent.most, 0.0) + 1 + up),
+            td=float((2 * horizon * (extent.largest + 1)).square().sum()),
+            level=extent.reward / extent.rows * horizon_of(extent.discount / extent.rows),
+        )
+
+
+def reach_within(members: Sequence[Member], feed: Held) -> list[Reach]:
+    """The reach of each member on the rows of `feed`."""
+    data, rows = feed.data, feed.places
+    parts = data.reward[rows], data.elapsed[rows], data.stops[rows]
+    return [Reach.of(each, Extent.of(each, *parts)) for each in members]
+
+
+class Watch:
+    """Curves, divergence, and the check that each member is kept at."""
+
+    def __init__(self, reach: Sequence[Reach], held_out: Held | None, judge: Judge | None, patience: int) -> None:
+        """`reach` of each of P members; `held_out` measures, `judge` evaluates."""
+        self.seen = [Seen() for _ in reach]
+        self.reach, self.held_out, self.judge, self.patience = reach, held_out, judge, patience
+
+    @property
+    def running(self) -> bool:
+        return not all(each.done for each in self.seen)
+
+    @torch.no_grad()
+    def look(self, step: int, block: Block, first: int, terms: Terms, batch: Batch, group: Group) -> None:
+        """A point of each curve after update `step` (counted from 1) of a block whose members begin at `first`."""
+        now = {"td_loss": terms.td.detach(), "cql_gap": terms.gap.detach(), **_told(terms.q.detach(), batch)}
+        if self.held_out is not None:
+            rows = self.held_out.places.unsqueeze(0)
+            unseen = self.held_out.data.at(rows, block.settings.gamma).expand(len(block.members))
+            held = block.loss(block.networks, unseen, block.settings)
+            now |= {f"validation_{key}": each for key, each in {"td": held.td, **_told(held.q, unseen)}.items()}
+        values = torch.stack(list(now.values()), dim=-1)
+        group.average([values])
+        for index, row in enumerate(values.tolist()):
+            point = dict(zip(now, row, strict=True))
+            self._record(step, first + index, block.members[index], point)
+
+    def _record(self, step: int, place: int, member: Member, point: Point) -> None:
+        seen, reach = self.seen[place], self.reach[place]
+        if seen.done:
+            return
+        wrong = [f"{key} is {value}" for key, value in point.items() if not np.isfinite(value)]
+        for key in ("q_low", "q_high"):
+            if not reach.low <= point[key] <= reach.high:
+                wrong.append(
+                    f"the value of the best action reaches {point[key]:.3g} standard deviations of the weighted "
+                    f"reward, where the log's rewards, discounted, reach {reach.low:.3g} to {reach.high:.3g}"
+                )
+        if point["td_loss"] > reach.td:
+            wrong.append(f"the TD error is {point['td_loss']:.3g}, where values within reach are off by {reach.td:.3g}")
+        if wrong:
+            seen.done = True
+            seen.stopped = (
+                f"{member.label} diverged: at update {step} {wrong[0]}; lower its learning rate "
+                f"({member.learning_rate:g}), or look for extreme rewards"
+            )
+        else:
+            seen.curve.append({"step": float(step), **point})
+
+    def check(self, step: int, block: Block, first: int) -> None:
+        """Evaluate each member's policy on the validation split, and keep it unless it is clearly worse than its best.
+
+        Clearly: by more than one standard error of their paired difference over users. So the newest of those that
+        cannot be told from the best is kept, and luck picks less.
+        """
+        for index, member in enumerate(block.members):
+            seen = self.seen[first + index]
+            if seen.done:
+                continue
+            network, weights = block.acting(index)
+            if self.judge is None:
+                seen.kept = Kept(network, weights, step, None, None)
+                continue
+            gains = self.judge.gains(network, weights, member)
+            error = float(gains.std(ddof=1) / len(gains) ** 0.5)
+            if seen.curve:
+                seen.curve[-1] |= {"validation_gain": float(gains.mean())}
+            if seen.best is not None and _clearly_less(gains, seen.best):
+                seen.misses += 1
+                seen.done = 0 < self.patience <= seen.misses
+                continue
+            seen.misses = 0
+            seen.kept = Kept(network, weights, step, float(gains.mean()), error)
+            if seen.best is None or gains.mean() > seen.best.mean():
+                seen.best = gains
+
+
+def _clearly_less(gains: NDArray[np.float64], best: NDArray[np.float64]) -> bool:
+    """Whether `gains` [U] are below `best` [U] by more than one standard error of their mean paired difference."""
+    behind = best - gains
+    return bool(behind.mean() > behind.std(ddof=1) / len(behind) ** 0.5)
+
+
+def _told(q: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """[P] each, of q [P, B, A]: mean, least and largest value of the best legal action, and how often it was logged."""
+    best, action = q.masked_fill(~batch.legal, -torch.inf).max(dim=-1)
+    choice = batch.legal.sum(dim=-1) > 1
+    same = ((action == batch.action) & choice).sum(dim=-1) / choice.sum(dim=-1).clamp(min=1)
+    return {"mean_q": best.mean(dim=-1), "q_low": best.amin(dim=-1), "q_high": best.amax(dim=-1), "agreement": same}
