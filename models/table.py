@@ -187,7 +187,14 @@ class Shards:
     def _part(self, bucket: int) -> tuple[dict[str, NDArray[Any]], pa.Table]:
         """Arrays of one bucket, and the keys of its rows whose propensity is unknown."""
         wanted = (pc.field("bucket") == bucket) & pc.field("usable")
-        rows = _sorted(self.dataset.to_table(columns=_columns(self.contract), filter=wanted))
+        try:
+            rows = _sorted(self.dataset.to_table(columns=_columns(self.contract), filter=wanted))
+        except (pa.ArrowException, OSError) as error:
+            why = str(error).splitlines()[0]
+            raise InputError(
+                f"{self.path}: bucket {bucket} of version {self.version} cannot be read ({why}); "
+                "restore its files, or make the table anew (`tactful etl CONFIG --rebuild`)."
+            ) from None
         part, kept = _absorb(_bucket(rows, self.contract, self.path))
         keys = rows.select(list(propensities.KEYS)).filter(pa.array(kept))
         return part, keys.filter(pa.array(np.isnan(part["propensity"])))

@@ -148,12 +148,13 @@ def prepare(
     """The table on its device, measured, or in the `units` of a larger one.
 
     Raises InputError for a constant or infinite feature, a log with no training rows, no row with a target or no
-    choice, for a device that is not there, and where the device is too small.
+    choice, a legal action that was never taken, a device that is not there, and one that is too small.
     """
     torch.set_num_threads(config.threads)
     device = _device(config.device)
     training, validation = rows_of(table, "train"), rows_of(table, "validation")
     _check(training)
+    _check_actions(table, training)
     units = units or Units.of(table, training.all)
     try:
         data = Resident.of(table, units, device, config.half_precision)
@@ -422,6 +423,17 @@ def _check(training: Rows) -> None:
     for name, remedy in remedies.items():
         if not getattr(training, name).any():
             raise InputError(f"train: of {int(training.all.sum())} training rows none can be used; needed: {remedy}.")
+
+
+def _check_actions(table: Transitions, training: Rows) -> None:
+    """Raise InputError for an action that could be chosen and was never seen: what is said of it would be invented."""
+    legal, action = table.legal[training.all], table.action[training.all]
+    absent = [name for a, name in enumerate(table.contract.actions) if legal[:, a].any() and not (action == a).any()]
+    if absent:
+        raise InputError(
+            f"actions: {absent[0]!r} is legal in the training rows and taken in none of {int(training.all.sum())}, so "
+            "nothing can be learned about it; remove it from `actions`, or log it with some probability."
+        )
 
 
 def _device(name: str) -> torch.device:

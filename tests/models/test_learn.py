@@ -168,7 +168,8 @@ def test_where_all_diverge_training_says_so(world) -> None:
 
 def test_reach_by_hand(table_of) -> None:
     # Rewards 0, 0, 4, 0 of one day each, the last row's account closed: w~.r is r / sd(r), sd = sqrt(3).
-    table = table_of([0] * 4, state=[0, 1, 2, 3], reward=[0, 0, 4, 0], terminal=[False] * 3 + [True])
+    rewards, closed = [0, 0, 4, 0], [False] * 3 + [True]
+    table = table_of([0] * 4, state=[0, 1, 2, 3], reward=rewards, action=np.array([0, 1, 0, 1]), terminal=closed)
     run = prepare(table, replace(CONFIG, weights={"r0": 1.0}, gamma_per_day=0.5), 0, progress=False)
     learners = [Learner(kind="ddqn"), Learner(alpha=3.0), Learner(alpha=3.0, penalty="push_down")]
     members = [member_of("m", 0, each, run.config, run.units, 0, 0) for each in learners]
@@ -350,6 +351,33 @@ def test_an_infinite_feature_is_named(world) -> None:
     table.state[7, 0] = np.inf
     with pytest.raises(InputError, match=r"features: 'f0' is infinite in 1 of \d+ training rows; correct the log"):
         prepare(replace(table, split=np.zeros_like(table.split)), CONFIG, 0)
+
+
+def test_an_action_that_was_never_taken_is_named_and_one_that_was_never_legal_is_not(world) -> None:
+    table = world.log(users=60)
+    never = table.where(table.action != 1)
+    with pytest.raises(InputError, match=r"actions: 'send' is legal in .* and taken in none of \d+.*remove it from"):
+        prepare(never, CONFIG, 0)
+    legal = never.legal.copy()
+    legal[:, 1] = False
+    run = prepare(replace(never, legal=legal | (np.arange(3) == 0) | (np.arange(3) == 2)), CONFIG, 0, progress=False)
+    assert len(run.data.state) == len(never.user)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("Resident.of", r"no room for \d+ transitions \(tried to allocate 9.00 GiB\); set train.half_precision = true"),
+        ("learn", r"training 6 members: tried to allocate 9.00 GiB; lower train.batch_size \(32\), train.hidden"),
+    ],
+)
+def test_a_device_that_is_too_small_says_how_much_was_asked_for(world, monkeypatch, where, message) -> None:
+    def small(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 9.00 GiB.\nGPU 0 has a total capacity of")
+
+    monkeypatch.setattr(f"models.train.{where}", small)
+    with pytest.raises(InputError, match=message):
+        train(split_log(world), CONFIG, 0, greedy, progress=False)
 
 
 @pytest.mark.parametrize(

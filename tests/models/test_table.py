@@ -360,3 +360,19 @@ def test_erasing_a_user_from_the_estimates_leaves_what_they_were_made_for(unknow
     assert facts[propensities.MADE_FROM] == str(len(UNKNOWN) - 1)
     with pytest.raises(InputError, match="holds 2 estimates for 3 decisions"):
         read(unknown, CONTRACT, estimates=tmp_path / "p")
+
+
+@pytest.mark.parametrize("keep", [0, 40, -10])
+def test_a_shard_cut_short_is_named_with_the_remedy(tmp_path, keep) -> None:
+    write(tmp_path / "cut", LOG)
+    shard = next((tmp_path / "cut").glob("ds=*/bucket=1/*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:keep])
+    with pytest.raises(InputError, match=r"cut: bucket 1 of version 7 cannot be read \(.*restore its files, or make"):
+        read(tmp_path / "cut", CONTRACT)
+
+
+def test_a_shard_that_is_gone_is_named_with_the_remedy(tmp_path) -> None:
+    write(tmp_path / "gone", LOG)
+    next((tmp_path / "gone").glob("ds=*/bucket=1/*.parquet")).unlink()
+    with pytest.raises(InputError, match=r"gone: bucket 1 of version 7 cannot be read \(.*restore its files, or make"):
+        read(tmp_path / "gone", CONTRACT)
