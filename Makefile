@@ -42,7 +42,7 @@ bench-etl: java dev ## Spark's ETL against DuckDB, 5 M decisions and 20 M events
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.etl bench
 
 study-learners: java dev d3rlpy-env ## true values of the learners and of d3rlpy over ten seeds: runs/study-learners/
-	$(BIN)/python -m benchmarks.study
+	$(BIN)/python -m benchmarks.learners
 
 bench-train: dev d3rlpy-env ## the learner against d3rlpy, on 1 and 2 threads: runs/bench-train/summary.json
 	$(BIN)/python -m benchmarks.train

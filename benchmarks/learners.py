@@ -195,7 +195,7 @@ def _peers(run: Run, python: Path) -> list[Acting]:
 def _words(folder: Path, python: Path, core: int, settings: Mapping[str, Any]) -> list[str]:
     """The command of one process of d3rlpy; the last word is where it leaves its networks."""
     (folder / f"{core}.json").write_text(json.dumps(settings))
-    script = Path(__file__).with_name("study_d3rlpy.py")
+    script = Path(__file__).with_name("learners_d3rlpy.py")
     places = (folder / name for name in ("log.npz", f"{core}.json", f"{core}.npz"))
     return [str(python), str(script), *map(str, places)]
 

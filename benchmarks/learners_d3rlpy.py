@@ -1,6 +1,6 @@
-"""d3rlpy's side of benchmarks/study.py, run by the Python of .venv-d3rlpy.
+"""d3rlpy's side of benchmarks/learners.py, run by the Python of .venv-d3rlpy.
 
-    python benchmarks/study_d3rlpy.py LOG.npz SETTINGS.json OUT.npz
+    python benchmarks/learners_d3rlpy.py LOG.npz SETTINGS.json OUT.npz
 
 Trains DiscreteCQL once per seed on one log and leaves every seed's weights.
 """
