@@ -12,18 +12,21 @@ from models.contract import SPLITS
 from models.errors import InputError
 from models.fqe import fit_fqe
 from models.table import Transitions
-from policies.base import Booleans, Floats, Policy
+from policies.base import Booleans, Floats, Integers, Policy
 from policies.baselines import LoggingPolicy
 from policies.gate import GateConfig
 from policies.ope import diagnostics
 from policies.ope.dr import dr
 from policies.ope.fqe import Fit, FitQ, fit_all, folds, fqe
-from policies.ope.intervals import lower, one_sided, poisson_counts, replicates, upper
+from policies.ope.intervals import lower, one_sided, poisson_counts, replicates, upper, user_keys
 from policies.ope.ips import ips
+from policies.ope.mis import bins, default_cuts, mis
 from policies.ope.on_policy import on_policy
+from policies.ope.pdis import pdis
 from policies.ope.sample import Sample, check_propensities, take
-from policies.ope.summaries import Summary
+from policies.ope.summaries import Corrected, Summary
 from policies.ope.target import Target
+from policies.ope.wdr import magic, wdr
 from policies.ope.wpdis import wpdis
 
 LOGGING = LoggingPolicy().name
@@ -49,6 +52,9 @@ class EvaluateConfig:
     """Level of the two-sided intervals shown in tables."""
     fqe_steps: int = 1500
     """Updates of the evaluation's fitted Q networks."""
+    marginal: dict[str, int] | None = None
+    """State features that state-marginalised IS carries its weights by, and into how many parts each is cut; by default
+    those of policies/ope/mis.py, and none at all leaves that estimator out."""
 
     def __post_init__(self) -> None:
         if self.per not in ("week", "decision"):
@@ -59,6 +65,9 @@ class EvaluateConfig:
             raise InputError(f"evaluate.confidence is {self.confidence}; it must lie in [0.5, 1).")
         if self.fqe_steps < 1:
             raise InputError(f"evaluate.fqe_steps is {self.fqe_steps}; it must be 1 or more.")
+        for name, parts in (self.marginal or {}).items():
+            if parts < 2:
+                raise InputError(f"evaluate.marginal.{name} is {parts}; a feature is cut into 2 parts or more.")
 
 
 @dataclass(frozen=True)
@@ -70,15 +79,22 @@ class RowSet:
     """[R + 1, U]."""
     components: tuple[str, ...]
     """K reward components."""
+    place: Integers | None
+    """[n] bins that state-marginalised IS carries its weights by; None where it is left out."""
 
     @classmethod
     def of(cls, table: Transitions, rows: Booleans, config: EvaluateConfig, seed: int) -> "RowSet":
         sample = take(table, rows, config.per)
-        return cls(sample, poisson_counts(sample.users, config.resamples, seed), table.contract.rewards)
+        keys = user_keys(table.user_id[table.user[sample.rows[sample.start]]])
+        cuts = default_cuts(table.contract.features) if config.marginal is None else config.marginal
+        place = bins(table, cuts)[sample.rows] if cuts and sample.sequential else None
+        return cls(sample, poisson_counts(keys, config.resamples, seed), table.contract.rewards, place)
 
     def metrics(self, summary: Summary) -> Metrics:
         """Every component's replicates, and CTR = clicks / sends from the totals of each resample."""
-        values = replicates(summary, self.sample.exposure, self.counts)
+        return self._named(replicates(summary, self.sample.exposure, self.counts))
+
+    def _named(self, values: Floats) -> Metrics:
         found = dict(zip(self.components, values.T, strict=True))
         if {"clicks", "sends"} <= found.keys():
             found[CTR] = quotient(found["clicks"], found["sends"])
@@ -88,12 +104,19 @@ class RowSet:
         """Every off-policy estimator of `target`; `q` [N, A, K] over the whole table, fitted on other users."""
         rows = self.sample.rows
         ratio, probability, q_rows = target.ratio[rows], target.probability[rows], q[rows]
-        return {
-            "ips": self.metrics(ips(self.sample, ratio)),
-            "wpdis": self.metrics(wpdis(self.sample, ratio)),
-            "dr": self.metrics(dr(self.sample, ratio, probability, q_rows)),
-            "fqe": self.metrics(fqe(self.sample, probability, q_rows)),
-        }
+        found = {"ips": self.metrics(ips(self.sample, ratio))}
+        if self.place is not None:
+            found["mis"] = self.metrics(mis(self.sample, ratio, self.place))
+        if self.sample.sequential:
+            found["pdis"] = self.metrics(pdis(self.sample, ratio))
+        found["wpdis"] = self.metrics(wpdis(self.sample, ratio))
+        found["dr"] = self.metrics(dr(self.sample, ratio, probability, q_rows))
+        weighted = wdr(self.sample, ratio, probability, q_rows)
+        terms = replicates(weighted, self.sample.exposure, self.counts, Corrected.terms)
+        found["wdr"] = self._named(terms.sum(axis=1))
+        found["magic"] = self._named(magic(terms))
+        found["fqe"] = self.metrics(fqe(self.sample, probability, q_rows))
+        return found
 
     def diagnostics(self, target: Target) -> dict[str, float]:
         rows = self.sample.rows

@@ -27,6 +27,10 @@ POLICIES = {
 ESTIMATORS = {
     "dr": "doubly robust",
     "wpdis": "weighted per-decision importance sampling",
+    "pdis": "per-decision importance sampling",
+    "wdr": "weighted doubly robust",
+    "magic": "MAGIC (model and weighted doubly robust)",
+    "mis": "state-marginalised importance sampling",
     "ips": "inverse propensity (one step)",
     "fqe": "fitted Q evaluation",
     "on_policy": "mean of the log",

@@ -1,7 +1,11 @@
-"""What estimators return: sums per user that add, so that parts of a log merge and a resample is one matrix product."""
+"""What estimators return: sums per user that add, so that parts of a log merge and a resample is one matrix product.
+
+The first axis of every array is users U, or resamples R of them once `over` has counted each user so often. Two
+summaries of the same resamples over different users add up to the summary of all of them.
+"""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -11,11 +15,26 @@ UNFOLLOWED = 0.01
 """Share of rows that may lie in groups where nobody followed the policy: the last steps of the longest trajectories."""
 
 
-class Summary(Protocol):
-    """Per-user sums, and the total they make when user u is counted c_u times."""
+class Summed(Protocol):
+    """Sums over users, one row for each resample."""
 
-    def totals(self, counts: Floats) -> Floats:
-        """[R, K] totals over users from `counts` [R, U]; NaN where the resample cannot say."""
+    def __add__(self, other: Self, /) -> Self:
+        """The sums of both; of more groups of rows where one of them has more."""
+
+    def total(self) -> Floats:
+        """[R, K] the total over users; NaN where the resample cannot say."""
+
+
+class Summary(Protocol):
+    """What an estimator reads of each user."""
+
+    def over(self, counts: Floats) -> Summed:
+        """The sums over users, user u counted `counts` [R, U] times."""
+
+
+def total(summed: Summed) -> Floats:
+    """[R, K] what is usually read of sums."""
+    return summed.total()
 
 
 @dataclass(frozen=True)
@@ -25,10 +44,15 @@ class Additive:
     sums: Floats
     """[U, K]."""
 
-    def totals(self, counts: Floats) -> Floats:
+    def over(self, counts: Floats) -> "Additive":
+        return Additive(counts @ self.sums)
+
+    def __add__(self, other: "Additive", /) -> "Additive":
+        return Additive(self.sums + other.sums)
+
+    def total(self) -> Floats:
         """[R, K] sum_u c_u x_u."""
-        total: Floats = counts @ self.sums
-        return total
+        return self.sums
 
 
 @dataclass(frozen=True)
@@ -41,26 +65,72 @@ class Normalised:
     """[U, G] sum of w."""
     observed: Floats
     """[U, G] rows observed."""
+    corrects: bool = False
+    """Whether r is what a model left over: where nobody followed the policy, the model then stands as it is."""
 
-    def totals(self, counts: Floats) -> Floats:
-        """[R, K] sum_g n_g (sum_u c_u (w r)_ug) / (sum_u c_u w_ug), n_g = sum_u c_u observed_ug, anew in each resample.
-
-        A group where rows are observed but none has weight takes the mean of the group before it, as long as such
-        groups hold no more than UNFOLLOWED of all rows; beyond that the total is NaN: the log does not follow the
-        policy so far.
-        """
+    def over(self, counts: Floats) -> "Normalised":
         users, groups, components = self.weighted.shape
-        above = (counts @ self.weighted.reshape(users, -1)).reshape(-1, groups, components)
-        below = counts @ self.weight
-        number = counts @ self.observed
+        weighted = (counts @ self.weighted.reshape(users, -1)).reshape(-1, groups, components)
+        return Normalised(weighted, counts @ self.weight, counts @ self.observed, self.corrects)
+
+    def __add__(self, other: "Normalised", /) -> "Normalised":
+        groups = max(self.weight.shape[1], other.weight.shape[1])
+        mine, theirs = (
+            [_with_groups(each, groups) for each in (part.weighted, part.weight, part.observed)]
+            for part in (self, other)
+        )
+        weighted, weight, observed = (a + b for a, b in zip(mine, theirs, strict=True))
+        return Normalised(weighted, weight, observed, self.corrects)
+
+    def terms(self) -> Floats:
+        """[R, G, K] n_g (sum_u c_u (w r)_ug) / (sum_u c_u w_ug), n_g = sum_u c_u observed_ug, in each resample.
+
+        A group where rows are observed but none has weight takes the mean of the group before it, or 0 where r corrects
+        a model, as long as such groups hold no more than UNFOLLOWED of all rows; beyond that every term is NaN: the log
+        does not follow the policy so far.
+        """
         with np.errstate(invalid="ignore", divide="ignore"):
-            mean = above / below[..., None]
-        unfollowed = below == 0
-        mean[unfollowed] = np.nan
-        for group in range(1, groups):
-            gap = unfollowed[:, group]
-            mean[gap, group] = mean[gap, group - 1]
-        too_many = (number * unfollowed).sum(axis=1) > UNFOLLOWED * number.sum(axis=1)
-        total: Floats = np.where(number[..., None] > 0, number[..., None] * mean, 0.0).sum(axis=1)
-        total[too_many] = np.nan
-        return total
+            mean = self.weighted / self.weight[..., None]
+        unfollowed = self.weight == 0
+        mean[unfollowed] = 0.0 if self.corrects else np.nan
+        if not self.corrects:
+            for group in range(1, mean.shape[1]):
+                gap = unfollowed[:, group]
+                mean[gap, group] = mean[gap, group - 1]
+        too_many = (self.observed * unfollowed).sum(axis=1) > UNFOLLOWED * self.observed.sum(axis=1)
+        found: Floats = np.where(self.observed[..., None] > 0, self.observed[..., None] * mean, 0.0)
+        found[too_many] = np.nan
+        return found
+
+    def total(self) -> Floats:
+        """[R, K] the sum of the terms."""
+        found: Floats = self.terms().sum(axis=1)
+        return found
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """A model's total, and the normalised corrections that the log adds to it step by step."""
+
+    model: Additive
+    correction: Normalised
+
+    def over(self, counts: Floats) -> "Corrected":
+        return Corrected(self.model.over(counts), self.correction.over(counts))
+
+    def __add__(self, other: "Corrected", /) -> "Corrected":
+        return Corrected(self.model + other.model, self.correction + other.correction)
+
+    def terms(self) -> Floats:
+        """[R, 1 + G, K] the model's total, then the correction of each group."""
+        return np.concatenate([self.model.total()[:, None], self.correction.terms()], axis=1)
+
+    def total(self) -> Floats:
+        found: Floats = self.terms().sum(axis=1)
+        return found
+
+
+def _with_groups(values: Floats, groups: int) -> Floats:
+    """`values` [R, G, ...] with zeros for the groups that it lacks."""
+    lacking = groups - values.shape[1]
+    return np.pad(values, [(0, 0), (0, lacking)] + [(0, 0)] * (values.ndim - 2))

@@ -106,7 +106,9 @@ def test_the_result_is_plain_json_with_every_policy_estimator_and_metric(found: 
         "logging": "all", "never": "all", "always": "all", "tabular": "test"
     }  # fmt: skip
     for name in ("never", "always", "tabular"):
-        assert set(found["policies"][name]["estimates"]) == {"ips", "wpdis", "dr", "fqe"}
+        assert set(found["policies"][name]["estimates"]) == {
+            "ips", "pdis", "wpdis", "dr", "wdr", "magic", "fqe"
+        }  # fmt: skip
         for metrics in found["policies"][name]["estimates"].values():
             assert set(metrics) == {"sends", "clicks", "ctr"}
     assert set(found["mixtures"]["tabular"]) == {"0.2", "1.0"}

@@ -39,7 +39,7 @@ def everything(table: Transitions, per: str) -> Sample:
 
 def value(summary: Summary, sample: Sample) -> Floats:
     """[K] the point estimate."""
-    return summary.totals(np.ones((1, sample.users)))[0] / sample.exposure.sum()
+    return summary.over(np.ones((1, sample.users))).total()[0] / sample.exposure.sum()
 
 
 @pytest.fixture

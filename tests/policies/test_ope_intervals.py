@@ -2,25 +2,40 @@ import numpy as np
 import pytest
 
 from models.errors import InputError
-from policies.ope.intervals import lower, one_sided, poisson_counts, replicates, upper
+from policies.ope.intervals import Keys, lower, one_sided, poisson_counts, replicates, upper, user_keys
 from policies.ope.summaries import Additive, Normalised
 
 
+def keys(users: int) -> Keys:
+    return user_keys(f"u{number}" for number in range(users))
+
+
 def test_counts_are_poisson_seeded_and_begin_with_the_log_itself() -> None:
-    counts = poisson_counts(500, 400, seed=1)
+    counts = poisson_counts(keys(500), 400, seed=1)
     np.testing.assert_array_equal(counts[0], 1)
     drawn = counts[1:].astype(float)
     assert abs(drawn.mean() - 1) < 0.01
     assert abs(drawn.var() - 1) < 0.02
-    np.testing.assert_array_equal(counts, poisson_counts(500, 400, seed=1))
-    assert (counts[1:] != poisson_counts(500, 400, seed=2)[1:]).any()
+    np.testing.assert_array_equal(counts, poisson_counts(keys(500), 400, seed=1))
+    assert (counts[1:] != poisson_counts(keys(500), 400, seed=2)[1:]).any()
+    # e^-1, e^-1, e^-1 / 2, e^-1 / 6 of the 200,000 counts are 0, 1, 2, 3: within four standard errors
+    for count, share in enumerate([0.36788, 0.36788, 0.18394, 0.06131]):
+        assert abs((drawn == count).mean() - share) < 4 * np.sqrt(share * (1 - share) / drawn.size)
+    # neither users nor resamples go together
+    assert abs(np.corrcoef(drawn.T)[np.triu_indices(500, 1)]).max() < 0.35
+    assert abs(np.corrcoef(drawn)[np.triu_indices(400, 1)]).max() < 0.3
+
+
+def test_a_users_resamples_depend_on_nobody_else() -> None:
+    whole, part = poisson_counts(keys(500), 50, seed=1), poisson_counts(keys(500)[[400, 7]], 50, seed=1)
+    np.testing.assert_array_equal(part, whole[:, [400, 7]])
 
 
 def test_replicates_agree_with_a_loop_that_renormalises() -> None:
     rng = np.random.default_rng(0)
     weighted, weight = rng.normal(size=(6, 3, 2)), rng.random((6, 3))
     observed, exposure = np.ones((6, 3)), rng.random(6) + 0.5
-    counts = poisson_counts(6, 20, seed=3)
+    counts = poisson_counts(keys(6), 20, seed=3)
     found = replicates(Normalised(weighted, weight, observed), exposure, counts)
     for b, count in enumerate(counts.astype(float)):
         if count.sum() == 0:
@@ -35,7 +50,7 @@ def test_replicates_agree_with_a_loop_that_renormalises() -> None:
 def test_a_ratio_of_totals_is_renormalised_in_each_resample() -> None:
     """Every user earns exactly 3 per unit of exposure: no resample differs, where a frozen denominator would."""
     exposure = np.array([1.0, 2.0, 5.0, 9.0])
-    found = replicates(Additive(3 * exposure[:, None]), exposure, poisson_counts(4, 50, seed=0))
+    found = replicates(Additive(3 * exposure[:, None]), exposure, poisson_counts(keys(4), 50, seed=0))
     np.testing.assert_allclose(found[~np.isnan(found)], 3.0)
 
 
@@ -43,7 +58,7 @@ def test_a_constant_reward_has_no_interval_under_normalised_weights() -> None:
     rng = np.random.default_rng(1)
     weight = rng.exponential(size=(50, 4))
     summary = Normalised(2.0 * weight[..., None], weight, np.ones((50, 4)))
-    found = replicates(summary, np.full(50, 4.0), poisson_counts(50, 100, seed=0))
+    found = replicates(summary, np.full(50, 4.0), poisson_counts(keys(50), 100, seed=0))
     np.testing.assert_allclose(found, 2.0)
 
 
@@ -66,7 +81,7 @@ def test_coverage_is_near_nominal_and_clusters_are_respected() -> None:
         rows = rng.integers(1, 10, 120)
         effect = rng.normal(size=120)
         sums = np.array([(e + rng.normal(size=n)).sum() for e, n in zip(effect, rows, strict=True)])
-        found = replicates(Additive(sums[:, None]), rows.astype(float), poisson_counts(120, 200, seed))[1:, 0]
+        found = replicates(Additive(sums[:, None]), rows.astype(float), poisson_counts(keys(120), 200, seed))[1:, 0]
         held += lower(found, 0.05) <= 0.0 <= upper(found, 0.05)
         naive = 1.645 * np.sqrt(2 / rows.sum())
         held_by_rows += abs(sums.sum() / rows.sum()) <= naive
@@ -78,7 +93,8 @@ def test_intervals_shrink_with_the_root_of_the_number_of_users() -> None:
     rng = np.random.default_rng(0)
     widths = []
     for users in (250, 4000):
-        found = replicates(Additive(rng.normal(size=(users, 1))), np.ones(users), poisson_counts(users, 500, 0))[1:, 0]
+        counts = poisson_counts(keys(users), 500, 0)
+        found = replicates(Additive(rng.normal(size=(users, 1))), np.ones(users), counts)[1:, 0]
         widths.append(upper(found, 0.025) - lower(found, 0.025))
     assert widths[0] / widths[1] == pytest.approx(4, rel=0.25)
 
@@ -86,7 +102,7 @@ def test_intervals_shrink_with_the_root_of_the_number_of_users() -> None:
 def test_paired_differences_are_narrower_than_their_parts() -> None:
     rng = np.random.default_rng(0)
     base = rng.normal(size=(300, 1))
-    counts = poisson_counts(300, 300, 0)
+    counts = poisson_counts(keys(300), 300, 0)
     one, two = (replicates(Additive(s), np.ones(300), counts)[1:, 0] for s in (base, base + 0.1))
     np.testing.assert_allclose(np.median(two - one), 0.1, atol=1e-9)
     assert np.std(two - one) < 1e-9 < np.std(one)
