@@ -9,10 +9,13 @@ from policies.base import Floats
 from policies.ope.dr import dr
 from policies.ope.fqe import fqe
 from policies.ope.ips import ips
+from policies.ope.mis import mis
 from policies.ope.on_policy import on_policy
+from policies.ope.pdis import pdis
 from policies.ope.sample import Sample, days_left, take, trajectory_rows
 from policies.ope.summaries import Summary
 from policies.ope.target import Target
+from policies.ope.wdr import wdr
 from policies.ope.wpdis import wpdis
 
 Build = Callable[..., Transitions]
@@ -71,6 +74,31 @@ class TestGoldenPerWeek:
         expected = (2 * 3 / 2 + 2 * 5 / 2 + 5) * 7 / 5
         assert value(wpdis(sample, target.ratio), sample) == pytest.approx(expected, abs=1e-12)
 
+    def test_pdis(self, two_users: Transitions) -> None:
+        sample, target = everything(two_users, "week"), Target.of(Fixed(PI), two_users)
+        expected = (1.5 * 1 + 1.5 * 2 + 0.5 * 3 + 0.5 * 4 + 1.5 * 5) * 7 / 5
+        assert value(pdis(sample, target.ratio), sample) == pytest.approx(expected, abs=1e-12)
+
+    def test_wdr(self, two_users: Transitions) -> None:
+        sample, target = everything(two_users, "week"), Target.of(Fixed(PI), two_users)
+        # d_k = r_k + V(s_{k+1}) - Q(a_k):   a: 1 + 1.75 - 2, 2 - 2     b: 3 + 1.75 - 1, 4 + 1.75 - 1, 5 - 2
+        step_0 = 2 * (1.5 * 0.75 + 0.5 * 3.75) / 2
+        step_1 = 2 * (1.5 * 0.0 + 0.5 * 4.75) / 2
+        step_2 = 1 * 3.0
+        expected = (1.75 + 1.75 + step_0 + step_1 + step_2) * 7 / 5
+        found = value(wdr(sample, target.ratio, target.probability, Q), sample)
+        assert found == pytest.approx(expected, abs=1e-12)
+
+    def test_mis(self, two_users: Transitions) -> None:
+        sample, target = everything(two_users, "week"), Target.of(Fixed(PI), two_users)
+        # z: a 0, 1; b 0, 1, 0. rho: a 1.5, 1; b 0.5, 1, 3. Both reach z = 1 at step 1: w_1(1) = (1.5 + 0.5) / 2 = 1;
+        # b alone reaches step 2: w_2(0) = w_1(1) * 1 / 1 = 1.
+        step_0 = 2 * (1.5 * 1 + 0.5 * 3) / (1.5 + 0.5)
+        step_1 = 2 * (1 * 2 + 1 * 4) / (1 + 1)
+        step_2 = 1 * 5
+        found = value(mis(sample, target.ratio, np.array([0, 1, 0, 1, 0])), sample)
+        assert found == pytest.approx((step_0 + step_1 + step_2) * 7 / 5, abs=1e-12)
+
     def test_dr(self, two_users: Transitions) -> None:
         sample, target = everything(two_users, "week"), Target.of(Fixed(PI), two_users)
         a = (1.75 + 1.5 * (1 - 2)) + (1.5 * 1.75 + 1.5 * (2 - 2))
@@ -102,6 +130,11 @@ class TestGoldenPerDecision:
         # forced rows: V = Q(hold) = 1, correction r - 1
         expected = (1 + 0) + (1.75 + 1.5 * 0) + (1.75 + 0.5 * 2) + (1 + 3) + (1.75 + 1.5 * 3)
         assert value(dr(sample, target.ratio, target.probability, Q), sample) == pytest.approx(expected / 5, abs=1e-12)
+        # WDR: the same means of V, and the corrections normalised among the two forced rows and the three others
+        forced, choice = 2 * (0 + 3) / 2, 3 * (1.5 * 0 + 0.5 * 2 + 1.5 * 3) / 3.5
+        weighted = ((1 + 1.75 + 1.75 + 1 + 1.75) + forced + choice) / 5
+        found = value(wdr(sample, target.ratio, target.probability, Q), sample)
+        assert found == pytest.approx(weighted, abs=1e-12)
         model = (1 + 1.75 + 1.75 + 1 + 1.75) / 5
         assert value(fqe(sample, target.probability, Q), sample) == pytest.approx(model, abs=1e-12)
 
@@ -136,8 +169,8 @@ def test_every_estimator_agrees_with_a_loop(table_of: Build, per: str) -> None:
     q = rng.normal(size=(len(table.action), 3, 2))
     rows_of = [np.flatnonzero(table.user == u) for u in range(30)]
     pi, steps = target.probability, range(5) if per == "week" else range(2)
-    total = {name: np.zeros(2) for name in ("ips", "dr", "fqe")}
-    above, below, number = np.zeros((5, 2)), np.zeros(5), np.zeros(5)
+    total = {name: np.zeros(2) for name in ("ips", "pdis", "dr", "fqe")}
+    above, below, number, left = np.zeros((5, 2)), np.zeros(5), np.zeros(5), np.zeros((5, 2))
     for rows in rows_of:
         w = 1.0
         for k, i in enumerate(rows):
@@ -147,22 +180,106 @@ def test_every_estimator_agrees_with_a_loop(table_of: Build, per: str) -> None:
             w = before * rho
             v = sum(pi[i, b] * q[i, b] for b in range(3))
             total["ips"] += rho * table.reward[i]
+            total["pdis"] += w * table.reward[i]
             total["dr"] += before * v + w * (table.reward[i] - q[i, a])
             total["fqe"] += v if per == "decision" or k == 0 else 0
             g = k if per == "week" else int(table.legal[i].sum() > 1)
             above[g] += w * table.reward[i]
             below[g] += w
             number[g] += 1
+            after = np.zeros(2)
+            if per == "week" and k + 1 < len(rows):
+                after = sum(pi[rows[k + 1], b] * q[rows[k + 1], b] for b in range(3))
+            left[g] += w * (table.reward[i] + after - q[i, a])
     exposure = table.elapsed_days.sum() / 7 if per == "week" else len(table.action)
     weighted = sum(number[g] * above[g] / below[g] for g in steps if number[g])
+    corrected = total["fqe"] + sum(number[g] * left[g] / below[g] for g in steps if number[g])
     found = {
         "ips": ips(sample, target.ratio),
+        "pdis": pdis(sample, target.ratio),
         "dr": dr(sample, target.ratio, pi, q),
+        "wdr": wdr(sample, target.ratio, pi, q),
         "fqe": fqe(sample, pi, q),
         "wpdis": wpdis(sample, target.ratio),
     }
-    for name, expected in {**total, "wpdis": weighted}.items():
+    for name, expected in {**total, "wpdis": weighted, "wdr": corrected}.items():
         np.testing.assert_allclose(value(found[name], sample), expected / exposure, rtol=1e-10, err_msg=name)
+
+
+def naive_mis(table: Transitions, ratio: Floats, place: Any, count: Any) -> Floats:
+    """Users one by one, user u counted count[u] times; per step the weights of a dictionary of bins."""
+    rows_of = [np.flatnonzero(table.user == u) for u in range(len(table.user_id))]
+    w, total = dict.fromkeys(range(int(place.max()) + 1), 1.0), np.zeros(table.reward.shape[1])
+    for k in range(max(map(len, rows_of))):
+        here = [(count[u], rows[k], rows[k + 1] if k + 1 < len(rows) else None)
+                for u, rows in enumerate(rows_of) if k < len(rows)]  # fmt: skip
+        above = sum(c * w[place[i]] * ratio[i] * table.reward[i] for c, i, _ in here)
+        below = sum(c * w[place[i]] * ratio[i] for c, i, _ in here)
+        total += sum(c for c, *_ in here) * above / below
+        arrive: dict[int, float] = {}
+        people: dict[int, float] = {}
+        for c, i, j in here:
+            if j is not None:
+                arrive[place[j]] = arrive.get(place[j], 0.0) + c * w[place[i]] * ratio[i]
+                people[place[j]] = people.get(place[j], 0.0) + c
+        w = {z: arrive[z] / people[z] for z in arrive if people[z]}
+    return total
+
+
+def test_marginalised_weights_agree_with_a_loop_in_every_resample(table_of: Build) -> None:
+    table = random_table(table_of, 6)
+    sample, target = everything(table, "week"), Target.of(Fixed([0.2, 0.3, 0.5]), table)
+    place = np.random.default_rng(7).integers(0, 3, len(table.user))
+    counts = np.vstack([np.ones(30), np.random.default_rng(8).integers(1, 4, (4, 30))])
+    found = mis(sample, target.ratio, place).over(counts).total()
+    expected = [naive_mis(table, target.ratio, place, count) for count in counts]
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_marginalised_by_nothing_is_one_step_and_by_the_user_is_wpdis(table_of: Build) -> None:
+    table = random_table(table_of, 9)
+    sample, target = everything(table, "week"), Target.of(Fixed([0.2, 0.3, 0.5]), table)
+    by_user = value(mis(sample, target.ratio, sample.user), sample)
+    np.testing.assert_allclose(by_user, value(wpdis(sample, target.ratio), sample), rtol=1e-10)
+    by_nothing = value(mis(sample, target.ratio, np.zeros(len(sample.user), dtype=np.int64)), sample)
+    # Every weight before a step is the same there and falls out: rho alone, normalised in each step.
+    steps = [sample.group == k for k in range(5)]
+    alone = sum(rows.sum() * (target.ratio[rows] @ sample.reward[rows]) / target.ratio[rows].sum() for rows in steps)
+    np.testing.assert_allclose(by_nothing, alone / sample.exposure.sum(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("per", ["week", "decision"])
+def test_two_halves_of_a_log_add_up_to_the_whole(table_of: Build, per: str) -> None:
+    """Users 0..9 have one step, the others up to five: the first half lacks groups that the second has."""
+    table = random_table(table_of, 10)
+    keep = (table.user >= 10) | (np.diff(table.user, prepend=-1) != 0)
+    table = table.where(keep)
+    sample, target = everything(table, per), Target.of(Fixed([0.2, 0.3, 0.5]), table)
+    q = np.random.default_rng(3).normal(size=(len(table.user), 3, 2))
+    place = np.random.default_rng(4).integers(0, 2, len(table.user))
+    counts = np.random.default_rng(5).integers(1, 4, (3, 30)).astype(float)
+
+    def made(rows: Any) -> dict[str, Any]:
+        part = take(table, rows, per)
+        ratio, pi = target.ratio[part.rows], target.probability[part.rows]
+        found = {
+            "on_policy": on_policy(part),
+            "ips": ips(part, ratio),
+            "pdis": pdis(part, ratio),
+            "wpdis": wpdis(part, ratio),
+            "dr": dr(part, ratio, pi, q[part.rows]),
+            "wdr": wdr(part, ratio, pi, q[part.rows]),
+            "fqe": fqe(part, pi, q[part.rows]),
+        }
+        return found | ({"mis": mis(part, ratio, place[part.rows])} if per == "week" else {})
+
+    first, second = made(table.user < 10), made(table.user >= 10)
+    for name, whole in made(np.ones(len(table.user), dtype=np.bool_)).items():
+        for one, other in ((first, second), (second, first)):
+            left, right = (counts[:, :10], counts[:, 10:]) if one is first else (counts[:, 10:], counts[:, :10])
+            merged = one[name].over(left) + other[name].over(right)
+            np.testing.assert_allclose(merged.total(), whole.over(counts).total(), rtol=1e-12, err_msg=name)
+    assert sample.users == 30
 
 
 @pytest.mark.parametrize("per", ["week", "decision"])
@@ -178,9 +295,15 @@ def test_with_pi_equal_to_mu_weights_are_one_and_every_estimator_is_the_logged_m
         on_policy(sample),
         ips(sample, target.ratio),
         wpdis(sample, target.ratio),
-        dr(sample, target.ratio, target.probability, wild),
+        pdis(sample, target.ratio),
+        *([mis(sample, target.ratio, sample.group % 2)] if per == "week" else []),
     )
     for summary in summaries:
+        np.testing.assert_allclose(value(summary, sample), logged, rtol=0, atol=1e-12)
+    for summary in (
+        dr(sample, target.ratio, target.probability, wild),
+        wdr(sample, target.ratio, target.probability, wild),
+    ):
         np.testing.assert_allclose(value(summary, sample), logged, rtol=0, atol=1e-9)
 
 
@@ -194,7 +317,7 @@ def test_a_mixture_is_linear_in_its_ratio_and_probability(table_of: Build) -> No
 
 
 @pytest.mark.parametrize("per", ["week", "decision"])
-def test_wpdis_returns_a_constant_reward_exactly_on_ragged_trajectories(table_of: Build, per: str) -> None:
+def test_normalised_forms_return_a_constant_reward_exactly_on_ragged_trajectories(table_of: Build, per: str) -> None:
     table = random_table(table_of, 5)
     assert len(set(np.bincount(table.user))) > 1
     table.reward[:] = [2.5, -1.0]
@@ -202,7 +325,30 @@ def test_wpdis_returns_a_constant_reward_exactly_on_ragged_trajectories(table_of
     exposure = table.elapsed_days.sum() / 7 if per == "week" else len(table.action)
     expected = len(table.action) * np.array([2.5, -1.0]) / exposure
     np.testing.assert_allclose(value(wpdis(sample, target.ratio), sample), expected, rtol=1e-12)
+    if per == "week":
+        place = np.random.default_rng(0).integers(0, 4, len(table.user))
+        np.testing.assert_allclose(value(mis(sample, target.ratio, place), sample), expected, rtol=1e-12)
+    # What a user still earns is the number of rows left, which an exact Q knows.
+    last = np.append(np.flatnonzero(np.diff(table.user)), len(table.user) - 1)
+    left = last[table.user] - np.arange(len(table.user)) + 1 if per == "week" else np.ones(len(table.user))
+    exact = np.repeat((left[:, None] * [2.5, -1.0])[:, None], 3, axis=1)
+    found = value(wdr(sample, target.ratio, target.probability, exact), sample)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
     assert abs(value(ips(sample, target.ratio), sample)[0] - expected[0]) > 1e-3
+
+
+def test_self_normalised_values_stay_in_the_range_of_the_rewards(table_of: Build) -> None:
+    """One decision a user: whatever the weights, a normalised mean lies among the rewards; IPS does not."""
+    rng = np.random.default_rng(0)
+    left_range = 0
+    for _ in range(50):
+        p = rng.uniform(0.02, 0.2, 20)
+        table = table_of([f"u{i}" for i in range(20)], [1] * 20, p, rng.random(20))
+        sample, target = everything(table, "decision"), Target.of(Fixed([0.3, 0.7]), table)
+        low, high = table.reward.min(), table.reward.max()
+        assert low <= value(wpdis(sample, target.ratio), sample)[0] <= high
+        left_range += value(ips(sample, target.ratio), sample)[0] > high
+    assert left_range == 50
 
 
 def test_wpdis_says_nothing_where_nobody_follows_the_policy_that_far(table_of: Build) -> None:
@@ -243,85 +389,3 @@ def test_days_left_do_not_foretell_a_closed_account(table_of: Build) -> None:
     ended = [0, 1, 0, 0, 0, 0, 0]
     table = table_of("aabbccc", [0] * 7, [0.5] * 7, [0.0] * 7, terminal=ended)
     np.testing.assert_allclose(days_left(table), [3, 2, 2, 1, 3, 2, 1])
-
-
-# A Markov decision process small enough to solve: 2 states, 2 actions, 3 steps.
-MU = np.array([[0.6, 0.4], [0.3, 0.7]])
-TARGET = np.array([[0.2, 0.8], [0.9, 0.1]])
-REWARD = np.array([[0.0, 1.0], [2.0, -1.0]])
-NEXT_IS_1 = np.array([[0.1, 0.9], [0.9, 0.8]])
-HORIZON = 3
-
-
-def solve(policy: Floats) -> tuple[float, Floats]:
-    """Value from s = 0 or 1 with equal chance, and Q [HORIZON, s, a], by backward induction."""
-    ahead, found = np.zeros(2), np.zeros((HORIZON, 2, 2))
-    for t in reversed(range(HORIZON)):
-        found[t] = REWARD + (1 - NEXT_IS_1) * ahead[0] + NEXT_IS_1 * ahead[1]
-        ahead = (policy * found[t]).sum(1)
-    return float(ahead.mean()), found
-
-
-class Tabular:
-    name = "tabular"
-    learned = False
-
-    def action_probabilities(self, state: Any, legal: Any) -> Floats:
-        return TARGET[state[:, 0].astype(int)]
-
-
-def simulate(table_of: Build, seed: int, users: int, horizon: int) -> Transitions:
-    rng = np.random.default_rng(seed)
-    s = rng.integers(0, 2, users)
-    states, actions, rewards = [], [], []
-    for _ in range(horizon):
-        a = (rng.random(users) < MU[s, 1]).astype(int)
-        states.append(s)
-        actions.append(a)
-        rewards.append(REWARD[s, a] + rng.normal(size=users))
-        s = (rng.random(users) < NEXT_IS_1[s, a]).astype(int)
-    state, action, reward = (np.stack(each, 1).ravel() for each in (states, actions, rewards))
-    names = np.repeat([f"u{i}" for i in range(users)], horizon).tolist()
-    return table_of(names, action, MU[state, action], reward, state=state)
-
-
-def test_known_truth_is_recovered_over_seeds(table_of: Build) -> None:
-    truth, exact = solve(TARGET)
-    found: dict[str, list[float]] = {name: [] for name in ("wpdis", "dr exact", "dr wrong", "fqe", "ips")}
-    for seed in range(40):
-        table = simulate(table_of, seed, 400, HORIZON)
-        sample, target = everything(table, "week"), Target.of(Tabular(), table)
-        q = exact[sample.group, table.state[:, 0].astype(int)][..., None]
-        summaries = {
-            "wpdis": wpdis(sample, target.ratio),
-            "dr exact": dr(sample, target.ratio, target.probability, q),
-            "dr wrong": dr(sample, target.ratio, target.probability, 0.5 * q + 1),
-            "fqe": fqe(sample, target.probability, q),
-            "ips": ips(sample, target.ratio),
-        }
-        for name, summary in summaries.items():
-            found[name].append(value(summary, sample)[0] * HORIZON / 7)
-    for name in ("wpdis", "dr exact", "dr wrong", "fqe"):
-        error = np.std(found[name], ddof=1) / np.sqrt(40)
-        assert abs(np.mean(found[name]) - truth) < 3.5 * error + 1e-3, name
-        assert error < 0.05
-    assert np.std(found["dr exact"]) < np.std(found["dr wrong"])
-    # one-step weights value each decision of pi with mu before it: another quantity, which they recover
-    one_step, share = 0.0, np.array([0.5, 0.5])
-    for _ in range(HORIZON):
-        one_step += float(share @ (TARGET * REWARD).sum(1))
-        ahead = float(share @ (MU * NEXT_IS_1).sum(1))
-        share = np.array([1 - ahead, ahead])
-    assert abs(one_step - truth) > 0.1
-    assert abs(np.mean(found["ips"]) - one_step) < 3.5 * np.std(found["ips"], ddof=1) / np.sqrt(40)
-
-
-def test_ips_recovers_the_truth_of_one_decision(table_of: Build) -> None:
-    truth = float((TARGET * REWARD).sum(1).mean())
-    for per, scale in (("week", 1 / 7), ("decision", 1.0)):
-        found = []
-        for seed in range(40):
-            table = simulate(table_of, seed, 400, 1)
-            sample, target = everything(table, per), Target.of(Tabular(), table)
-            found.append(value(ips(sample, target.ratio), sample)[0] * scale)
-        assert abs(np.mean(found) - truth) < 3.5 * np.std(found, ddof=1) / np.sqrt(40)
