@@ -67,6 +67,8 @@ class Learned:
     the behaviour policy."""
     stopped: tuple[str, ...] = ()
     """Why seeds of it diverged."""
+    gains: tuple[dict[str, float | None], ...] = ()
+    """Of each seed that did not, the gain on the validation split where it is kept, with its standard error."""
 
     @property
     def alpha(self) -> float | None:
@@ -225,6 +227,7 @@ def train(
             agreement=each.agreement,
             kept=each.kept,
             stopped=each.stopped,
+            gains=each.gains,
         )
     # What the logging policy earns, weighed as the learners weigh it: its q is its own fitted value.
     own, scales = values[-1], run.units.weighed(config.weights)
@@ -306,6 +309,7 @@ class Chosen:
     agreement: float | None
     kept: dict[str, float | None] | None
     stopped: tuple[str, ...]
+    gains: tuple[dict[str, float | None], ...]
 
     def q(self, run: Run) -> NDArray[np.float64]:
         """[N, A] at every row of the table."""
@@ -352,6 +356,7 @@ def _chosen(run: Run, members: list[Member], seen: list[Seen]) -> list[Chosen]:
                 agreement=_agreement(q, place, run),
                 kept=None if ensemble else chosen,
                 stopped=stopped,
+                gains=tuple({"gain": each.gain, "standard_error": each.standard_error} for each, _ in alive),
             )
         )
     if not found:

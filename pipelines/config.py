@@ -18,9 +18,9 @@ from models.sweep import SweepConfig
 from models.training import TrainConfig
 from pipelines.etl.schemas import COLUMN_REWARD
 from policies.constraints import Constraints
-from policies.evaluate import EvaluateConfig
-from policies.gate import GateConfig
 from policies.propensity import PropensityConfig
+from policies.rowset import EvaluateConfig
+from policies.rules import GateConfig
 from policies.simulator import SimulatorConfig
 
 STATE_FEATURES = (

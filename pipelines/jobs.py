@@ -278,6 +278,7 @@ def _train(config: Config, processes: distributed.Group) -> dict[str, Any]:
         fitted = {name: each for name, each in learned.items() if name != BEHAVIOUR}
         result["agreement"] = {name: each.agreement for name, each in fitted.items()}
         result["kept"] = {name: each.kept for name, each in fitted.items()}
+        result["gains"] = {name: list(each.gains) for name, each in fitted.items()}
         result["stopped"] = {name: list(each.stopped) for name, each in fitted.items() if each.stopped}
         result["lineage"] = lineage
     # Only a run that was cut short has something to go on from.
@@ -419,8 +420,8 @@ def _config_hash(config: Config) -> str:
 
 def evaluate(config: Config) -> dict[str, Any]:
     """Every policy by every estimator, on the data it was learned from; of a simulated log the true values beside."""
-    lineage = _left_by(config, "train")["lineage"]
-    transitions = transitions_to_evaluate(config, lineage)
+    left = _left_by(config, "train")
+    transitions = transitions_to_evaluate(config, left["lineage"])
     deployed = _artifacts(config)
     policies: list[Any] = [Never(), Always(), *_learned_policies(deployed)]
     mixed = deployed[config.gate.candidate].decision["rollout_share"] < 1
@@ -432,6 +433,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         found = evaluate_policies(
             transitions, policies, config.evaluate, config.gate, config.seed, tried=tried, alone=alone
         )
+        found["seeds"] = _seeds(config, left)
         # The world's true values are per user-week.
         if config.simulate is not None and config.evaluate.per == "week":
             # Other users than the log's: the truth is about the world, not about this sample of it.
@@ -444,6 +446,16 @@ def evaluate(config: Config) -> dict[str, Any]:
         result["estimates_version"] = transitions.estimates_version
         result["logged_propensities"] = logged_calibration(transitions)
     return result
+
+
+def _seeds(config: Config, left: dict[str, Any]) -> dict[str, Any]:
+    """What the seeds of the candidate's learner say of each other, as training left it."""
+    name = config.gate.candidate
+    return {
+        "agreement": left["agreement"][name],
+        "gains": left["gains"][name],
+        "stopped": left["stopped"].get(name, []),
+    }
 
 
 def _artifacts(config: Config) -> dict[str, artifact.Artifact]:

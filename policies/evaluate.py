@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,155 +12,23 @@ from models.contract import SPLITS
 from models.errors import InputError
 from models.fqe import fit_fqe
 from models.table import Transitions
-from policies.base import Booleans, Floats, Integers, Policy
+from policies.base import Booleans, Floats, Policy
 from policies.baselines import LoggingPolicy
-from policies.gate import GateConfig
+from policies.evidence import by_segment, confounding, disagreement
 from policies.ope import diagnostics
-from policies.ope.dr import dr
-from policies.ope.fqe import Fit, FitQ, fit_all, folds, fqe
-from policies.ope.intervals import lower, one_sided, poisson_counts, replicates, upper, user_keys
-from policies.ope.ips import ips
-from policies.ope.mis import bins, default_cuts, mis
+from policies.ope.diagnostics import ess_if_explored
+from policies.ope.fqe import Fit, FitQ, fit_all, folds
+from policies.ope.intervals import one_sided
 from policies.ope.on_policy import on_policy
-from policies.ope.pdis import pdis
-from policies.ope.sample import Sample, check_propensities, take
-from policies.ope.summaries import Corrected, Summary
+from policies.ope.sample import check_propensities
 from policies.ope.target import Target
-from policies.ope.wdr import magic, wdr
-from policies.ope.wpdis import wpdis
+from policies.rowset import CTR, EvaluateConfig, Levels, Metrics, RowSet
+from policies.rules import GateConfig
+from policies.segments import segments
 
 LOGGING = LoggingPolicy().name
-CTR = "ctr"
 Key = str | float
 """A policy by name, or a mixture of the candidate by its rollout share."""
-Metrics = dict[str, Floats]
-"""Metric name -> [R + 1] its value in the log (first) and in each resample."""
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """How policies are evaluated on the log."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    per: Literal["week", "decision"] = "week"
-    """`week`: pi acts from the user's first row to the last, value per user-week. `decision`: pi at this decision
-    only."""
-    resamples: int = 1000
-    """Bootstrap replicates over users."""
-    confidence: float = 0.95
-    """Level of the two-sided intervals shown in tables."""
-    fqe_steps: int = 1500
-    """Updates of the evaluation's fitted Q networks."""
-    marginal: dict[str, int] | None = None
-    """State features that state-marginalised IS carries its weights by, and into how many parts each is cut; by default
-    those of policies/ope/mis.py, and none at all leaves that estimator out."""
-
-    def __post_init__(self) -> None:
-        if self.per not in ("week", "decision"):
-            raise InputError(f"evaluate.per is {self.per!r}; it must be 'week' or 'decision'.")
-        if self.resamples < 100:
-            raise InputError(f"evaluate.resamples is {self.resamples}; an interval needs 100 or more.")
-        if not 0.5 <= self.confidence < 1:
-            raise InputError(f"evaluate.confidence is {self.confidence}; it must lie in [0.5, 1).")
-        if self.fqe_steps < 1:
-            raise InputError(f"evaluate.fqe_steps is {self.fqe_steps}; it must be 1 or more.")
-        for name, parts in (self.marginal or {}).items():
-            if parts < 2:
-                raise InputError(f"evaluate.marginal.{name} is {parts}; a feature is cut into 2 parts or more.")
-
-
-@dataclass(frozen=True)
-class RowSet:
-    """Rows that policies are compared on, and the resamples they share."""
-
-    sample: Sample
-    counts: NDArray[np.uint8]
-    """[R + 1, U]."""
-    components: tuple[str, ...]
-    """K reward components."""
-    place: Integers | None
-    """[n] bins that state-marginalised IS carries its weights by; None where it is left out."""
-
-    @classmethod
-    def of(cls, table: Transitions, rows: Booleans, config: EvaluateConfig, seed: int) -> "RowSet":
-        sample = take(table, rows, config.per)
-        keys = user_keys(table.user_id[table.user[sample.rows[sample.start]]])
-        cuts = default_cuts(table.contract.features) if config.marginal is None else config.marginal
-        place = bins(table, cuts)[sample.rows] if cuts and sample.sequential else None
-        return cls(sample, poisson_counts(keys, config.resamples, seed), table.contract.rewards, place)
-
-    def metrics(self, summary: Summary) -> Metrics:
-        """Every component's replicates, and CTR = clicks / sends from the totals of each resample."""
-        return self._named(replicates(summary, self.sample.exposure, self.counts))
-
-    def _named(self, values: Floats) -> Metrics:
-        found = dict(zip(self.components, values.T, strict=True))
-        if {"clicks", "sends"} <= found.keys():
-            found[CTR] = quotient(found["clicks"], found["sends"])
-        return found
-
-    def estimates(self, target: Target, q: Floats) -> dict[str, Metrics]:
-        """Every off-policy estimator of `target`; `q` [N, A, K] over the whole table, fitted on other users."""
-        rows = self.sample.rows
-        ratio, probability, q_rows = target.ratio[rows], target.probability[rows], q[rows]
-        found = {"ips": self.metrics(ips(self.sample, ratio))}
-        if self.place is not None:
-            found["mis"] = self.metrics(mis(self.sample, ratio, self.place))
-        if self.sample.sequential:
-            found["pdis"] = self.metrics(pdis(self.sample, ratio))
-        found["wpdis"] = self.metrics(wpdis(self.sample, ratio))
-        found["dr"] = self.metrics(dr(self.sample, ratio, probability, q_rows))
-        weighted = wdr(self.sample, ratio, probability, q_rows)
-        terms = replicates(weighted, self.sample.exposure, self.counts, Corrected.terms)
-        found["wdr"] = self._named(terms.sum(axis=1))
-        found["magic"] = self._named(magic(terms))
-        found["fqe"] = self.metrics(fqe(self.sample, probability, q_rows))
-        return found
-
-    def diagnostics(self, target: Target) -> dict[str, float]:
-        rows = self.sample.rows
-        found = diagnostics.weight_diagnostics(self.sample, target.ratio[rows])
-        return {**found, "support": diagnostics.support(self.sample, target.probability[rows])}
-
-
-@dataclass(frozen=True)
-class Levels:
-    """Error rates: `table` on each side of the intervals shown, `gate` on one side, the candidates tried sharing it."""
-
-    table: float
-    gate: float
-
-    def interval(self, values: Floats) -> dict[str, float | None]:
-        """{estimate, low, high} of a metric's replicates [R + 1]; null where the log cannot say."""
-        return {
-            "estimate": _number(float(values[0])),
-            "low": _number(lower(values[1:], self.table)),
-            "high": _number(upper(values[1:], self.table)),
-        }
-
-    def difference(self, values: Floats, logged: Floats) -> dict[str, float | None]:
-        """V(pi) - V(mu), paired by resample, absolute and as a share of |V(mu)|; with the gate's one-sided bounds of
-        both."""
-        delta = values - logged
-        relative = quotient(delta, np.abs(logged))
-        return {
-            **self.interval(delta),
-            "gate_low": _number(lower(delta[1:], self.gate)),
-            "gate_high": _number(upper(delta[1:], self.gate)),
-            "relative": _number(float(relative[0])),
-            "relative_gate_low": _number(lower(relative[1:], self.gate)),
-            "relative_gate_high": _number(upper(relative[1:], self.gate)),
-        }
-
-    def against_logging(self, estimates: dict[str, Metrics], logged: Metrics) -> dict[str, Any]:
-        return {
-            estimator: {
-                name: {**self.interval(values), "difference": self.difference(values, logged[name])}
-                for name, values in metrics.items()
-            }
-            for estimator, metrics in estimates.items()
-        }
 
 
 @dataclass(frozen=True)
@@ -178,6 +46,9 @@ class Study:
     """The logging policy's own metrics, by row set."""
     q: dict[Key, Floats]
     """[N, A, K] of every target and mixture."""
+    table: Transitions
+    config: EvaluateConfig
+    gate: GateConfig
 
     def row_set_of(self, name: str) -> str:
         return "test" if name in self.learned else "all"
@@ -227,7 +98,7 @@ def evaluate(
         "tried": tried,
         "resamples": config.resamples,
         "propensities": {"decisions": len(table.action), "estimated": int(table.estimated.sum())},
-        "policies": _describe_policies(study, gate.min_ess),
+        "policies": _describe_policies(study),
         "row_sets": {
             name: {"users": each.sample.users, "decisions": len(each.sample.rows), "left_out": each.sample.left_out}
             for name, each in study.sets.items()
@@ -239,7 +110,7 @@ def evaluate(
         "contrasts": _contrasts(study),
         "mixtures": {
             gate.candidate: {
-                str(share): _trusted(_describe(study, "test", target, study.q[share]), gate.min_ess)
+                str(share): _described(study, "test", target, study.q[share])
                 for share, target in study.mixtures.items()
             }
         },
@@ -301,7 +172,7 @@ def _study(
     sets = _row_sets(table, config, seed, bool(learned))
     logged = {name: row_set.metrics(on_policy(row_set.sample)) for name, row_set in sets.items()}
     q = _value_functions(table, targets, mixtures, learned, config, fit)
-    return Study(sets, levels, targets, learned, mixtures, logged, q)
+    return Study(sets, levels, targets, learned, mixtures, logged, q, table, config, gate)
 
 
 def _value_functions(
@@ -327,7 +198,7 @@ def _value_functions(
     return {key: fitted[id(target)] for key, target in every}
 
 
-def _describe_policies(study: Study, min_ess: float) -> dict[str, Any]:
+def _describe_policies(study: Study) -> dict[str, Any]:
     """Every policy; `trusted` where the log follows it far enough for its intervals to mean what they say."""
     everybody = study.sets["all"].sample
     logged = {metric: study.levels.interval(values) for metric, values in study.logged["all"].items()}
@@ -351,24 +222,33 @@ def _describe_policies(study: Study, min_ess: float) -> dict[str, Any]:
             "users": row_set.sample.users,
             "decisions": len(row_set.sample.rows),
             "learned": name in study.learned,
-            **_describe(study, study.row_set_of(name), target, study.q[name]),
+            **_described(study, study.row_set_of(name), target, study.q[name], judged=name == study.gate.candidate),
             "truth": None,
         }
-        _trusted(found[name], min_ess)
     return found
 
 
-def _trusted(described: dict[str, Any], min_ess: float) -> dict[str, Any]:
-    described["trusted"] = bool(described["diagnostics"]["ess"] >= min_ess)
-    return described
-
-
-def _describe(study: Study, rows: str, target: Target, q: Floats) -> dict[str, Any]:
-    row_set = study.sets[rows]
-    return {
-        "estimates": study.levels.against_logging(row_set.estimates(target, q), study.logged[rows]),
-        "diagnostics": row_set.diagnostics(target),
+def _described(study: Study, rows: str, target: Target, q: Floats, judged: bool = True) -> dict[str, Any]:
+    """Estimates, how far the log follows the policy and, where it is to be judged, what else the gate asks."""
+    row_set, gate, logged = study.sets[rows], study.gate, study.logged[rows]
+    estimates = row_set.estimates(target, q)
+    diagnosed: dict[str, Any] = dict(row_set.diagnostics(target))
+    found: dict[str, Any] = {
+        "estimates": study.levels.against_logging(estimates, logged),
+        "floors": row_set.floors(target, study.config.most_per_decision, study.levels.gate),
+        "diagnostics": diagnosed,
+        "trusted": bool(diagnosed["ess"] >= gate.min_ess),
     }
+    if not judged:
+        return found
+    diagnosed["ess_if_explored"] = ess_if_explored(row_set.sample, target.ratio[row_set.sample.rows])
+    every = study.table.split == SPLITS.index("test") if rows == "test" else np.ones(len(study.table.user), np.bool_)
+    parts = segments(study.table, every, gate.segments)
+    found["disagreement"] = disagreement(estimates, logged, gate.estimator, study.config.per)
+    found["segments"] = by_segment(study.table, row_set, parts, target, q, gate.estimator)
+    if study.table.estimated.any():
+        found["confounding"] = confounding(row_set, study.table.estimated, target, logged)
+    return found
 
 
 def _contrasts(study: Study) -> list[dict[str, Any]]:
@@ -387,15 +267,3 @@ def _contrasts(study: Study) -> list[dict[str, Any]]:
             }
             found.append({"policy": policy, "against": against, "rows": rows, "estimates": pair})
     return found
-
-
-def quotient(above: Floats, below: Floats) -> Floats:
-    """above / below, NaN where below is 0: a ratio that the resample does not define."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found: Floats = np.where(below == 0, np.nan, above / below)
-    return found
-
-
-def _number(value: float) -> float | None:
-    """A number for JSON: null for NaN and the infinities."""
-    return value if np.isfinite(value) else None

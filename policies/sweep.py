@@ -13,12 +13,13 @@ from models.contract import SPLITS
 from models.errors import InputError
 from models.table import Transitions
 from policies.base import Floats, Policy
-from policies.evaluate import CTR, EvaluateConfig, Levels, Metrics, RowSet, default_fit, quotient
+from policies.evaluate import default_fit
 from policies.ope.fqe import Fit, FitQ, fit_all
 from policies.ope.on_policy import on_policy
 from policies.ope.sample import check_propensities
 from policies.ope.target import Target
 from policies.pareto import best_within, front
+from policies.rowset import CTR, EvaluateConfig, Levels, Metrics, RowSet, quotient
 
 WEIGHTED = "weighted"
 """The metric that is the weighted sum of the components."""
@@ -70,8 +71,7 @@ def compare(
     for policy, target, own in zip(policies, targets, q, strict=True):
         estimates = {
             name: _weighed(metrics, weights)
-            for name, metrics in rows.estimates(target, own).items()
-            if name in (estimator, BESIDE)
+            for name, metrics in rows.estimates(target, own, only=(estimator, BESIDE)).items()
         }
         diagnosed = rows.diagnostics(target)
         trusted = bool(diagnosed["ess"] >= min_ess)

@@ -13,6 +13,8 @@ SUPPORT_FLOOR = 1e-3
 """An action counts as taken by a policy, and as shown by the log, where its probability is above this."""
 EDGES = (0.0, 0.001, 0.01, 0.1, 0.3, 0.5, 0.8, 1.25, 2.0, 3.0, 10.0, 100.0, 1000.0)
 """Bins of the histogram of weights; one more ends at the largest weight found."""
+EXPLORATION = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+"""Shares of uniform draws whose effect on the effective sample size is told."""
 BINS = 10
 """Bins of predicted probability in the calibration of propensities."""
 
@@ -39,11 +41,31 @@ def weight_diagnostics(sample: Sample, ratio: Floats) -> dict[str, float]:
 
 def _user_weights(sample: Sample, ratio: Floats) -> tuple[Floats, Floats]:
     """[U] sums of the weights that stand for a user and [U] how many they are."""
-    _, after = sample.weights(ratio)
+    weight = _last_weights(sample, ratio)
     if not sample.sequential:
-        return sample.per_user(after), sample.per_user(np.ones_like(after))
-    last = np.append(sample.start[1:], len(after)) - 1
-    return after[last], np.ones(sample.users)
+        return sample.per_user(weight), sample.per_user(np.ones_like(weight))
+    return weight, np.ones(sample.users)
+
+
+def _last_weights(sample: Sample, ratio: Floats) -> Floats:
+    """[U] weights of whole trajectories; per decision [n] those of the rows."""
+    _, after = sample.weights(ratio)
+    return after[np.append(sample.start[1:], len(after)) - 1] if sample.sequential else after
+
+
+def ess_if_explored(sample: Sample, ratio: Floats) -> dict[str, float]:
+    """Effective sample size in users, had the log drawn a share e of its decisions uniformly: by e of EXPLORATION.
+
+    Under mu_e = (1 - e) mu + e / |legal| the weights are w' = prod pi / mu_e, and U / E_mu_e[w'^2] = U / E_pi[w'] is
+    estimated by U sum w / sum (w w'), from this log's own weights w: as uncertain as they are where they are few.
+    """
+    found = {}
+    for share in EXPLORATION:
+        explored = (1 - share) * sample.propensity + share / sample.legal.sum(axis=1)
+        w, then = (_last_weights(sample, each) for each in (ratio, ratio * sample.propensity / explored))
+        both = float((w * then).sum())
+        found[f"{share:g}"] = float(sample.users * w.sum() / both) if both > 0 else 0.0
+    return found
 
 
 def supported(sample: Sample, probability: Floats) -> Booleans:

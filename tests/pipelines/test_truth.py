@@ -13,7 +13,8 @@ from pipelines import jobs
 from pipelines.config import Config, validate
 from pipelines.simulate import policy_truth
 from policies.evaluate import evaluate
-from policies.gate import GateConfig, GuardedMetric, judge
+from policies.gate import judge
+from policies.rules import GateConfig, GuardedMetric
 
 EPSILON, CUT = 0.6, 0.3
 """Of the logging policy."""

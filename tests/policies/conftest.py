@@ -31,7 +31,8 @@ def make_table(
     """One row per element, users contiguous, a day apart; a user's last row is truncated unless it is terminal."""
     n = len(users)
     names = list(dict.fromkeys(users))
-    user = np.array([names.index(name) for name in users], dtype=np.int64)
+    code = {name: number for number, name in enumerate(names)}
+    user = np.array([code[name] for name in users], dtype=np.int64)
     last = np.append(np.diff(user) != 0, True)
     ended = np.zeros(n, dtype=np.bool_) if terminal is None else np.asarray(terminal, dtype=np.bool_)
     step = np.arange(n) - np.flatnonzero(np.diff(user, prepend=-1))[user]

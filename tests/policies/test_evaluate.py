@@ -9,8 +9,9 @@ import pytest
 from models.errors import InputError
 from models.table import Transitions
 from policies.baselines import Always, LoggingPolicy, Never
-from policies.evaluate import EvaluateConfig, evaluate
-from policies.gate import GateConfig
+from policies.evaluate import evaluate
+from policies.rowset import EvaluateConfig
+from policies.rules import GateConfig
 
 Build = Callable[..., Transitions]
 QUICK = EvaluateConfig(resamples=200)

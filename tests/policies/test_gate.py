@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 
 from models.errors import InputError
-from policies.gate import GateConfig, GuardedMetric, judge
+from policies.gate import judge
+from policies.rules import GateConfig, GuardedMetric
 
 CONFIG = GateConfig(
     candidate="ours",
@@ -36,6 +37,8 @@ def policy(
             "mean_weight_se": 0.02,
             "support": 0.99,
         },
+        "disagreement": {"wpdis": {"clicks": {"relative": 0.01, "se": 0.02}, "sends": {"relative": 0.0, "se": 0.01}}},
+        "segments": {},
     }
 
 
@@ -43,6 +46,9 @@ def evaluation(**changes: Any) -> dict[str, Any]:
     ours = policy(**{key: changes.pop(key) for key in ("clicks", "sends") if key in changes})
     ours["diagnostics"].update(changes.pop("diagnostics", {}))
     ours["users"] = changes.pop("users", ours["users"])
+    for key in ("disagreement", "segments", "confounding"):
+        if key in changes:
+            ours[key] = changes.pop(key)
     found = {
         "per": "week",
         "components": ["clicks", "sends", "ctr"],
@@ -95,6 +101,68 @@ CASES = [
         "INCONCLUSIVE",
         "the weights of 'send' have mean 0.830",
     ),
+    (
+        "estimators differ beyond margin and noise",
+        # four standard errors, and 8% where 2% is the margin
+        {"disagreement": {"wpdis": {"clicks": {"relative": -0.08, "se": 0.02}}}},
+        "INCONCLUSIVE",
+        "wpdis puts clicks 8.00% below dr",
+    ),
+    (
+        "estimators differ within noise",
+        # the level 1 - 0.05 / 1 has 1.96 standard errors
+        {"disagreement": {"wpdis": {"clicks": {"relative": -0.08, "se": 0.042}}}},
+        "PROMOTE",
+        "estimators",
+    ),
+    (
+        "estimators differ clearly, within the margin",
+        {"disagreement": {"wdr": {"sends": {"relative": 0.049, "se": 0.001}}}},
+        "PROMOTE",
+        "estimators",
+    ),
+    (
+        "harm, but the estimators differ",
+        {"sends": (0.2, 0.1, 0.3), "disagreement": {"wdr": {"sends": {"relative": -0.2, "se": 0.01}}}},
+        "INCONCLUSIVE",
+        "wdr puts sends 20.00% below dr",
+    ),
+    (
+        "a segment is harmed",
+        # of one segment and two metrics: level 1 - 0.05 / 2, 1.96 standard errors: -0.1 + 1.96 * 0.03 = -0.0412 < -0.02
+        {
+            "segments": {
+                "new users": {
+                    "users": 300,
+                    "metrics": {"clicks": {"relative": -0.1, "se": 0.03}, "sends": {"relative": -0.1, "se": 0.01}},
+                }
+            }
+        },
+        "INCONCLUSIVE",
+        "clicks of the 300 users with new users is 10.00% worse, at best 4.12% worse",
+    ),
+    (
+        "a segment may be harmed",
+        {
+            "segments": {
+                "new users": {
+                    "users": 300,
+                    "metrics": {"clicks": {"relative": -0.1, "se": 0.05}, "sends": {"relative": -0.1, "se": 0.01}},
+                }
+            }
+        },
+        "PROMOTE",
+        "1 segments",
+    ),
+    (
+        "a segment does not excuse harm to all",
+        {
+            "sends": (0.2, 0.1, 0.3),
+            "segments": {"new users": {"users": 300, "metrics": {"sends": {"relative": 0.4, "se": 0.05}}}},
+        },
+        "REFUSE",
+        "sends: estimated 20.00% worse",
+    ),
     ("estimated", {"propensities": {"decisions": 3000, "estimated": 7}}, "INCONCLUSIVE", "7 of 3,000 are estimated"),
 ]
 
@@ -105,11 +173,79 @@ def test_verdicts(changes: dict[str, Any], verdict: str, word: str) -> None:
     assert found["verdict"] == verdict
     assert any(word in reason for reason in found["reasons"]), found["reasons"]
     assert {check["name"] for check in found["checks"]} == {
-        "clicks", "sends", "improvement", "ess", "support", "calibration", "propensities"
+        "clicks", "sends", "improvement", "ess", "support", "calibration", "estimators", "propensities", "segments"
     }  # fmt: skip
     assert all(check["passed"] for check in found["checks"]) == (verdict == "PROMOTE")
     for check in found["checks"]:
         assert set(check) == {"name", "passed", "found", "needed", "reason"}
+
+
+ALIKE = {"agreement": 0.9, "gains": [{"gain": 0.1, "standard_error": 0.05}] * 2, "stopped": []}
+WORSE = [{"gain": 0.1, "standard_error": 0.05}, {"gain": -0.2, "standard_error": 0.05}]
+SEEDS = [
+    ({}, True, "90.0% of validation choices"),
+    ({"agreement": None}, None, "one seed cannot say"),
+    ({"agreement": 0.79}, None, "others choose as this one at 79.0%"),
+    ({"stopped": ["ddqn #1 diverged"]}, None, "1 of them diverged"),
+    # -0.2 + 3 * 0.05 < 0: clearly worse than the log; -0.1 is within noise
+    ({"gains": WORSE}, None, "1 of 2 are worse"),
+    ({"gains": [{"gain": 0.1, "standard_error": 0.05}, {"gain": -0.1, "standard_error": 0.05}]}, True, "90.0%"),
+    ({"gains": [{"gain": None, "standard_error": None}] * 2}, True, "90.0%"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "passed", "word"), SEEDS)
+def test_seeds_that_do_not_agree_keep_from_promoting(changes: dict[str, Any], passed: Any, word: str) -> None:
+    found = judge(evaluation(seeds={**ALIKE, **changes}), CONFIG, tried=1)
+    (check,) = (check for check in found["checks"] if check["name"] == "seeds")
+    assert (check["passed"], found["verdict"]) == (passed, "PROMOTE" if passed else "INCONCLUSIVE")
+    assert word in check["reason"]
+
+
+def test_thin_overlap_says_how_many_users_and_how_much_exploration_would_do() -> None:
+    explored = {"0.1": 120.0, "0.3": 190.0, "0.5": 260.4, "1": 400.0}
+    found = judge(evaluation(diagnostics={"ess": 80.0, "ess_if_explored": explored}), CONFIG, tried=1)
+    (check,) = (check for check in found["checks"] if check["name"] == "ess")
+    # 1,000 users * 200 / 80
+    assert "about 2,500 users instead of 1,000" in check["reason"]
+    assert "draws 50% of its decisions uniformly, with which it would be about 260" in check["reason"]
+
+
+def confounding(low: tuple[float, ...], high: tuple[float, ...], sends: tuple[float, ...]) -> dict[str, Any]:
+    """Relative differences at Gamma 1, 1.5 and 2: clicks between `low` and `high`, sends at most `sends`."""
+    metrics = {"clicks": {"low": list(low), "high": list(high)}, "sends": {"low": [-0.1] * 3, "high": list(sends)}}
+    return {"gamma": [1.0, 1.5, 2.0], "metrics": metrics}
+
+
+STILL = (-0.1, -0.1, -0.1)
+GAMMAS = [
+    # clicks at least 1% better; Gamma 1.5 takes 0.5 points, 2 takes 2 points: the improvement is gone at 2
+    (confounding((0.05, 0.045, 0.03), (0.05, 0.06, 0.07), STILL), {}, 2.0, "safe", "factor of 2.00"),
+    # the margin of sends, 5%, is reached first: -8% + 14 points at 1.5
+    (confounding((0.05, 0.045, 0.03), (0.05, 0.06, 0.07), (-0.1, 0.04, 0.1)), {}, 1.5, "safe", "factor of 1.50"),
+    (confounding((0.05, 0.05, 0.05), (0.05,) * 3, STILL), {}, None, "safe", "more than 2"),
+    # shown to lose at least 3% of clicks (margin 2%): 1.2 points more at Gamma 2 undo it
+    (confounding((-0.06, -0.07, -0.08), (-0.06, -0.055, -0.048), STILL), {"clicks": (-0.06, -0.09, -0.03)}, 2.0,
+     "harm", "would be harmful"),
+    (confounding((0.05, 0.045, 0.03), (0.05, 0.06, 0.07), STILL), {"clicks": (0.01, -0.03, 0.05)}, 1.0, "neither",
+     "neither pass nor refuse"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("told", "changes", "gamma", "what", "words"), GAMMAS)
+def test_the_confounding_that_would_turn_what_the_metrics_say(
+    told: Any, changes: Any, gamma: float | None, what: str, words: str
+) -> None:
+    guessed = {"decisions": 3000, "estimated": 3000}
+    found = judge(evaluation(confounding=told, propensities=guessed, **changes), CONFIG, tried=1)
+    assert found["verdict"] == "INCONCLUSIVE"
+    assert (found["gamma"]["gamma"], found["gamma"]["what"]) == (gamma, what)
+    (check,) = (check for check in found["checks"] if check["name"] == "propensities")
+    assert words in check["reason"]
+
+
+def test_without_estimates_there_is_no_gamma() -> None:
+    assert judge(evaluation(), CONFIG, tried=1)["gamma"] is None
 
 
 def test_the_verdict_says_whom_it_judged_and_how_surely() -> None:

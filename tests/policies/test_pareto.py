@@ -16,8 +16,8 @@ from models.sweep import SweepConfig
 from models.table import Transitions
 from models.train import train
 from models.training import TrainConfig
-from policies.evaluate import EvaluateConfig
 from policies.pareto import best_within, front, non_dominated
+from policies.rowset import EvaluateConfig
 from policies.sweep import compare, pick
 
 Build = Callable[..., Transitions]
