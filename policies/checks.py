@@ -177,14 +177,16 @@ def estimators_agree(policy: Mapping[str, Any], config: GateConfig) -> Check:
     error = (1 - config.confidence) / max(len(compared), 1)
     noise = NormalDist().inv_cdf(1 - error / 2)
     needed = f"others within the margin of {config.estimator}, or within noise"
-    found = {f"{name}, {metric}": relative for (name, metric), (relative, _) in compared.items()}
+    found = max((abs(relative) for relative, _ in compared.values()), default=0.0)
     off = {
         place: relative
         for place, (relative, se) in compared.items()
         if abs(relative) > max(config.metrics[place[1]].margin, noise * se)
     }
     if not off:
-        return Check("estimators", True, found, needed, f"estimators: {needed}.")
+        return Check(
+            "estimators", True, found, needed, f"estimators: {needed}; the furthest lies {_percent(found)} off."
+        )
     text = "; ".join(
         f"{name} puts {metric} {_percent(abs(relative))} {'above' if relative > 0 else 'below'} {config.estimator}"
         for (name, metric), relative in off.items()
@@ -202,11 +204,10 @@ def no_segment_harmed(policy: Mapping[str, Any], config: GateConfig) -> Check:
     asked = [(part, metric) for part in parts for metric in config.metrics if metric in parts[part]["metrics"]]
     z = NormalDist().inv_cdf(1 - (1 - config.confidence) / max(len(asked), 1))
     needed = "no segment shown to lose more than a margin"
-    found, harmed = {}, []
+    harmed = []
     for part, metric in asked:
         figure, rule = parts[part]["metrics"][metric], config.metrics[metric]
         better = figure["relative"] if rule.direction == "up" else -figure["relative"]
-        found[f"{part}, {metric}"] = figure["relative"]
         if better + z * figure["se"] < -rule.margin:
             harmed.append(
                 f"{metric} of the {parts[part]['users']:,} users with {part} is {_change(better)}, at best "
@@ -214,12 +215,12 @@ def no_segment_harmed(policy: Mapping[str, Any], config: GateConfig) -> Check:
             )
     if not harmed:
         count = f"{len(parts)} segments" if parts else "none asked for (gate.segments)"
-        return Check("segments", True, found, needed, f"segments: {needed}; {count}.")
+        return Check("segments", True, 0, needed, f"segments: {needed}; {count}.")
     reason = (
         f"segments: {'; '.join(harmed)}. A rollout that leaves these users to the logging policy, or a policy trained "
         "with more weight on what they lose, would lift it."
     )
-    return Check("segments", None, found, needed, reason)
+    return Check("segments", None, len(harmed), needed, reason)
 
 
 def seeds_agree(found: Mapping[str, Any], config: GateConfig) -> Check:

@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.report import svg as pictures
+from pipelines.report.policies import share_texts
 from pipelines.report.reading import Reading
 from pipelines.report.svg import Column
 from pipelines.report.text import (
     MISSING,
+    Range,
+    estimator_name,
     fixed,
     known,
     like,
@@ -52,6 +55,72 @@ def overlap(reading: Reading) -> View:
         "rows": rows,
         "weights": [view for key, found in weights.items() if (view := _histogram(key, found))],
     }
+
+
+def segments(reading: Reading) -> View | None:
+    """The candidate's difference from the logging policy in every part of the users that the gate looks at."""
+    found = _judged(reading).get("segments") or {}
+    guarded = [metric for metric in reading.metrics if metric.margin is not None]
+    if not found or not guarded:
+        return None
+    rows = []
+    for name, part in found.items():
+        cells = []
+        for metric in guarded:
+            figure = part["metrics"].get(metric.key)
+            relative = _interval(figure) if figure else None
+            cells.append(
+                {
+                    "metric": metric.name,
+                    "text": share_texts(relative) if relative else None,
+                    "tone": metric.tone(relative) if relative else "unclear",
+                }
+            )
+        rows.append({"name": name, "users": plain(part["users"]), "cells": cells})
+    return {"metrics": [metric.name for metric in guarded], "rows": rows}
+
+
+def agreement(reading: Reading) -> View | None:
+    """How far the other consistent estimators lie from the quoted one, in every metric that the gate guards."""
+    found = {name: each for name, each in (_judged(reading).get("disagreement") or {}).items() if each}
+    guarded = [metric for metric in reading.metrics if metric.margin is not None]
+    if not found or not guarded:
+        return None
+    rows = [
+        {
+            "estimator": estimator_name(name),
+            "cells": [
+                {
+                    "metric": metric.name,
+                    "text": share_texts(_interval(figures[metric.key])) if metric.key in figures else None,
+                }
+                for metric in guarded
+            ],
+        }
+        for name, figures in found.items()
+    ]
+    return {"quoted": estimator_name(reading.estimator), "metrics": [metric.name for metric in guarded], "rows": rows}
+
+
+def floors(reading: Reading) -> list[View]:
+    """What the candidate's value exceeds at any sample size, for the bounded components of which more is better."""
+    found = _judged(reading).get("floors") or {}
+    return [
+        {"name": metric.name, "unit": metric.unit, "low": short(found[metric.key] * metric.scale)}
+        for metric in reading.metrics
+        if metric.key in found and metric.better > 0
+    ]
+
+
+def _judged(reading: Reading) -> Mapping[str, Any]:
+    policies = reading.evaluation.get("policies") or {}
+    return policies.get(reading.candidate) or {}
+
+
+def _interval(figure: Mapping[str, Any]) -> Range:
+    """A relative difference and its 95% interval by the standard error."""
+    value, half = float(figure["relative"]), 1.96 * float(figure["se"])
+    return Range(value, value - half, value + half)
 
 
 def _histogram(key: str, found: Mapping[str, Any]) -> View | None:

@@ -10,7 +10,13 @@ from pipelines.report.text import METRICS, known, percent, policy_name, tidy, wo
 
 TONES = {"PROMOTE": "good", "REFUSE": "bad", "INCONCLUSIVE": "open"}
 PASSED = {True: ("good", "held"), False: ("bad", "not held"), None: ("open", "could not be shown")}
-CHECKS = {"ess": "Effective sample size", "propensities": "Logged propensities"}
+CHECKS = {
+    "ess": "Effective sample size",
+    "propensities": "Logged propensities",
+    "estimators": "Agreement of the estimators",
+    "segments": "Segments harmed",
+    "seeds": "Agreement of the seeds",
+}
 
 
 def verdict_view(verdict: Mapping[str, Any]) -> dict[str, Any]:

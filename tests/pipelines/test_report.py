@@ -97,6 +97,40 @@ def test_the_figures_given_appear(said: str) -> None:
     assert said in text_of(page_of("week"))
 
 
+def judged() -> dict[str, Any]:
+    found = summary()
+    found["verdict"]["metrics"] = {"clicks": {"direction": "up", "margin": 0.02}}
+    candidate = found["evaluation"]["policies"][found["verdict"]["candidate"]]
+    candidate["segments"] = {
+        "tenure_days up to 90": {"users": 512, "metrics": {"clicks": {"relative": 0.04, "se": 0.01}}},
+        "tenure_days above 90": {"users": 1299, "metrics": {"clicks": {"relative": -0.031, "se": 0.01}}},
+    }
+    candidate["disagreement"] = {"wpdis": {"clicks": {"relative": 0.002, "se": 0.001}}, "wdr": {}}
+    candidate["floors"] = {"weekly_active_days": 2.5, "sends": 3.0}
+    return found
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        # 4 +- 1.96, -3.1 +- 1.96 and 0.2 +- 0.196 per cent
+        "tenure_days up to 90 512 +4.0% +2.0% to +6.0%",
+        "tenure_days above 90 1,299 −3.1% −5.1% to −1.1%",
+        "Weighted per-decision importance sampling +0.200% +0.004% to +0.396%",
+        "is worth at least, with the gate’s confidence each: Weekly-active days 2.5 days per user-week (empirical",
+    ],
+)
+def test_segments_agreement_and_floors_of_the_candidate_are_told(said: str) -> None:
+    assert said.lower() in text_of(render(judged())).lower()
+
+
+def test_a_run_without_segments_shows_no_table_of_them() -> None:
+    tree = Tree(page_of("week"))
+    assert not [each for each in tree.all("div") if each.get("id") in ("segments", "agreement")]
+    tree = Tree(render(judged()))
+    assert len([each for each in tree.all("div") if each.get("id") in ("segments", "agreement")]) == 2
+
+
 @pytest.mark.parametrize("name", ["week", "decision"])
 def test_every_estimate_interval_and_truth_is_in_the_table(name: str) -> None:
     given = summary(name)
