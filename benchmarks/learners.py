@@ -88,7 +88,7 @@ def main(
     jobs.simulate(loaded)
     jobs.etl(loaded)
     transitions = table.read(loaded.transitions_path, loaded.contract)
-    training = replace(loaded.train, learners=dict(LEARNERS), seeds=seeds)
+    training = replace(loaded.learning, learners=dict(LEARNERS), seeds=seeds)
     run = prepare(transitions, training, loaded.seed, progress=True)
     policies = _ours(run)
     if peer.exists():

@@ -141,7 +141,7 @@ def pick(
 
 @app.command()
 def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Estimate the value of every policy from the log, with intervals."""
+    """Estimate the value of every policy from the log, with intervals; training is not needed."""
     from pipelines import jobs
 
     jobs.evaluate(_load(config, overrides))

@@ -232,7 +232,8 @@ class Config(Section):
     etl: Etl = Etl()
     quality: Quality = Quality()
     propensity: PropensityConfig = PropensityConfig()
-    train: TrainConfig
+    train: TrainConfig | None = None
+    """Absent where policies are evaluated and none is learned."""
     sweep: SweepConfig | None = None
     policy: Policy = Policy()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -254,7 +255,7 @@ class Config(Section):
                 raise InputError(f"rewards: {component!r} is counted from events; map data.events or remove it.")
         names = self.contract.rewards
         named: list[tuple[str, Iterable[str]]] = [
-            ("train.weights", self.train.weights),
+            ("train.weights", self.train.weights if self.train else ()),
             ("gate.metrics", self.gate.metrics),
         ]
         if self.sweep is not None:
@@ -265,14 +266,34 @@ class Config(Section):
             for name in found:
                 if name not in known:
                     raise InputError(f"{key}: {name!r} is not a reward component{suggest(name, known)}.")
-        if self.gate.candidate not in self.train.learners:
-            meant = suggest(self.gate.candidate, self.train.learners)
-            raise InputError(f"gate.candidate: {self.gate.candidate!r} is not learned{meant}.")
+        for name, policy in self.evaluate.policies.items():
+            context = (*self.features.context, *self.features.context_categories)
+            policy.check(f"evaluate.policies.{name}", self.actions, context)
+        if self.train is not None:
+            self._consistent_learning(self.train)
         if self.sweep is not None:
             # A sweep that cannot be is told before anything is learned.
-            self.sweep.population(self.train, self.gate.candidate)
+            self.sweep.population(self.learning, self.gate.candidate)
             self.sweep.front(names)
         return self
+
+    def _consistent_learning(self, train: TrainConfig) -> None:
+        if self.gate.candidate not in train.learners:
+            meant = suggest(self.gate.candidate, train.learners)
+            raise InputError(f"gate.candidate: {self.gate.candidate!r} is not learned{meant}.")
+        for name in self.evaluate.policies:
+            if name in train.learners:
+                raise InputError(f"evaluate.policies.{name}: a learner of [train] is called so too; rename it.")
+
+    @property
+    def learning(self) -> TrainConfig:
+        """[train]. Raises InputError where the configuration has none."""
+        if self.train is None:
+            raise InputError(
+                f"{self.name}: the configuration has no [train], so there is nothing to learn; add one with "
+                "train.weights, or go on with `tactful evaluate`."
+            )
+        return self.train
 
     @property
     def contract(self) -> Contract:

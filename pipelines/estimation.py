@@ -49,12 +49,14 @@ def transitions_to_train(config: Config) -> table.Transitions:
     return _read(config, None, None)
 
 
-def transitions_to_evaluate(config: Config, lineage: Mapping[str, Any]) -> table.Transitions:
-    """The transitions that training read, by its `lineage`, with the same estimates, or the newest if it had none.
+def transitions_to_evaluate(config: Config, lineage: Mapping[str, Any] | None) -> table.Transitions:
+    """The transitions that training read, by its `lineage`, with the same estimates, or the newest if it had none;
+    where nothing was trained (None), the newest of both.
 
     Raises InputError as `table.read` does, and where a propensity is neither logged nor estimated.
     """
-    found = _read(config, lineage["data_version"], lineage["estimates_version"])
+    versions = (lineage["data_version"], lineage["estimates_version"]) if lineage else (None, None)
+    found = _read(config, *versions)
     check_known(config, found)
     return found
 

@@ -9,7 +9,7 @@ Each step reads what the steps before it left in the run's folder and leaves its
 | quality  | quality/profiles/             | quality/thresholds.json, steps/quality.json |
 | propensity | transitions/                | propensities/ where the log lacks them, steps/propensity.json |
 | train    | transitions/, propensities/   | policies/NAME/, an MLflow run, steps/train.json |
-| evaluate | the same, policies/           | tried.json, steps/evaluate.json |
+| evaluate | the same, policies/, other logs | tried.json, steps/evaluate.json |
 | promote  | steps/evaluate.json, policies/| registry versions and aliases, steps/promote.json |
 | score    | raw datasets, the registry    | scores/, steps/score.json |
 | report   | steps/*.json                  | report.html, summary.json |
@@ -55,11 +55,12 @@ from pipelines.estimation import check_known, in_words, run_propensity, transiti
 from pipelines.etl.flow import run_etl
 from pipelines.etl.quality import make_thresholds
 from pipelines.etl.window import day_number
+from pipelines.evaluating import named_policies, reads_logs
 from pipelines.night import run_scoring
 from pipelines.report import write_report
 from pipelines.session import spark_session
 from pipelines.simulate import policy_truth, run_simulate
-from policies.baselines import Always, Never
+from policies.base import Policy
 from policies.evaluate import evaluate as evaluate_policies
 from policies.gate import judge
 from policies.propensity import logged_calibration
@@ -216,15 +217,15 @@ def train_by_spark(config: Config, file: Path, overrides: list[str], processes: 
 def _fit(config: Config, processes: distributed.Group) -> tuple[table.Transitions, dict[str, Learned]]:
     """What training read all at once, and what it learned."""
     transitions, shards = _log(config)
-    return transitions, _learn(config, config.train, transitions, shards, _checkpoint(config), processes)
+    return transitions, _learn(config, config.learning, transitions, shards, _checkpoint(config), processes)
 
 
 def _log(config: Config) -> tuple[table.Transitions, table.Shards | None]:
     """What training reads all at once and, where that is not everything, the buckets that stream."""
-    if not config.train.stream_rows:
+    if not config.learning.stream_rows:
         return transitions_to_train(config), None
     shards = table.Shards.of(config.transitions_path, config.contract)
-    return sampled(shards, config.train.stream_rows, config.seed), shards
+    return sampled(shards, config.learning.stream_rows, config.seed), shards
 
 
 def _learn(
@@ -272,9 +273,9 @@ def _train(config: Config, processes: distributed.Group) -> dict[str, Any]:
             tags={name: str(value) for name, value in lineage.items()},
         )
         result["curves"] = curves
-        result["weights"] = dict(config.train.weights)
-        result["learners"] = {name: asdict(learner) for name, learner in config.train.named.items()}
-        result["members"] = len(config.train.learners) * config.train.seeds
+        result["weights"] = dict(config.learning.weights)
+        result["learners"] = {name: asdict(learner) for name, learner in config.learning.named.items()}
+        result["members"] = len(config.learning.learners) * config.learning.seeds
         fitted = {name: each for name, each in learned.items() if name != BEHAVIOUR}
         result["agreement"] = {name: each.agreement for name, each in fitted.items()}
         result["kept"] = {name: each.kept for name, each in fitted.items()}
@@ -287,7 +288,7 @@ def _train(config: Config, processes: distributed.Group) -> dict[str, Any]:
 
 
 def _lineage(config: Config, transitions: table.Transitions) -> dict[str, Any]:
-    """What a policy was learned from."""
+    """What a policy was learned from, or what was evaluated without learning."""
     return {
         "data_version": transitions.version,
         "estimates_version": transitions.estimates_version,
@@ -306,8 +307,8 @@ def sweep(config: Config) -> dict[str, Any]:
         raise InputError(f"{config.name}: the configuration has no [sweep]; add one, see docs/sweep.md.")
     transitions, shards = _log(config)
     check_known(config, transitions)
-    population = config.sweep.population(config.train, config.gate.candidate)
-    torch.set_num_threads(config.train.threads)
+    population = config.sweep.population(config.learning, config.gate.candidate)
+    torch.set_num_threads(config.learning.threads)
     with _step(config, "sweep") as result:
         learned = _learn(config, population, transitions, shards, _checkpoint(config, "sweep"))
         del learned[BEHAVIOUR]
@@ -325,7 +326,7 @@ def sweep(config: Config) -> dict[str, Any]:
                 policies,
                 config.evaluate,
                 objectives,
-                config.train.weights,
+                config.learning.weights,
                 config.gate.estimator,
                 config.sweep.min_ess,
                 config.seed,
@@ -337,7 +338,7 @@ def sweep(config: Config) -> dict[str, Any]:
             "swept": list(config.sweep.components),
             "alphas": list(config.sweep.alpha),
             "seeds": population.seeds,
-            "train_seeds": config.train.seeds,
+            "train_seeds": config.learning.seeds,
             "diverged": [name for name in population.learners if name not in learned],
             "lineage": lineage,
         }
@@ -419,21 +420,25 @@ def _config_hash(config: Config) -> str:
 
 
 def evaluate(config: Config) -> dict[str, Any]:
-    """Every policy by every estimator, on the data it was learned from; of a simulated log the true values beside."""
-    left = _left_by(config, "train")
-    transitions = transitions_to_evaluate(config, left["lineage"])
-    deployed = _artifacts(config)
-    policies: list[Any] = [Never(), Always(), *_learned_policies(deployed)]
-    mixed = deployed[config.gate.candidate].decision["rollout_share"] < 1
+    """Every policy by every estimator, on the data it was learned from; of a simulated log the true values beside.
+
+    Where nothing was trained, the policies of [evaluate.policies] on the newest transitions, and a table of them.
+    """
+    trained = _trained(config)
+    transitions = transitions_to_evaluate(config, trained["lineage"] if trained else None)
+    deployed = _artifacts(config) if trained else {}
+    policies: list[Any] = [*_named_policies(config), *_learned_policies(deployed)]
+    mixed = bool(deployed) and deployed[config.gate.candidate].decision["rollout_share"] < 1
     alone = config.gate.candidate + ALONE if mixed else None
     # Left alone torch takes every core, and beside anything else that runs it then waits more than it works.
-    torch.set_num_threads(config.train.threads)
+    torch.set_num_threads(config.train.threads if config.train else 1)
     with _step(config, "evaluate") as result:
-        tried = _candidates_tried(config, transitions, deployed)
+        tried = _candidates_tried(config, transitions, deployed) if deployed else 1
         found = evaluate_policies(
             transitions, policies, config.evaluate, config.gate, config.seed, tried=tried, alone=alone
         )
-        found["seeds"] = _seeds(config, left)
+        if trained is not None:
+            found["seeds"] = _seeds(config, trained)
         # The world's true values are per user-week.
         if config.simulate is not None and config.evaluate.per == "week":
             # Other users than the log's: the truth is about the world, not about this sample of it.
@@ -445,23 +450,46 @@ def evaluate(config: Config) -> dict[str, Any]:
         )
         result["estimates_version"] = transitions.estimates_version
         result["logged_propensities"] = logged_calibration(transitions)
+        if trained is None:
+            result["lineage"] = _lineage(config, transitions)
+    if trained is None:
+        for part in summaries.evaluation_tables(found):
+            console.print(part, highlight=False)
     return result
 
 
-def _seeds(config: Config, left: dict[str, Any]) -> dict[str, Any]:
+def _seeds(config: Config, trained: dict[str, Any]) -> dict[str, Any]:
     """What the seeds of the candidate's learner say of each other, as training left it."""
     name = config.gate.candidate
     return {
-        "agreement": left["agreement"][name],
-        "gains": left["gains"][name],
-        "stopped": left["stopped"].get(name, []),
+        "agreement": trained["agreement"][name],
+        "gains": trained["gains"][name],
+        "stopped": trained["stopped"].get(name, []),
     }
+
+
+def _trained(config: Config) -> dict[str, Any] | None:
+    """What `train` left; None where nothing was trained and there are other policies to evaluate.
+
+    Raises InputError where there are none: the policies are then to be learned first.
+    """
+    if config.train is None or (config.evaluate.policies and not _step_path(config, "train").exists()):
+        return None
+    return _left_by(config, "train")
+
+
+def _named_policies(config: Config) -> list[Policy]:
+    if not reads_logs(config):
+        return named_policies(config)
+    with _spark(config) as spark:
+        return named_policies(config, spark)
 
 
 def _artifacts(config: Config) -> dict[str, artifact.Artifact]:
     """Each learned policy as it lies in the run's folder, by name."""
+    learners = config.learning.learners
     trained = _left_by(config, "train")["agreement"]
-    return {name: artifact.load(_policy_folder(config, name)) for name in config.train.learners if name in trained}
+    return {name: artifact.load(_policy_folder(config, name)) for name in learners if name in trained}
 
 
 def _fingerprints(artifacts: dict[str, artifact.Artifact]) -> dict[str, str]:
@@ -552,55 +580,73 @@ def score(config: Config) -> dict[str, Any]:
 
 
 def report(config: Config) -> dict[str, Any]:
-    """Write summary.json and report.html from what the steps left; returns the summary."""
+    """Write summary.json and report.html from what the steps left; returns the summary.
+
+    Where `evaluate` found nothing learned, it is a report without a verdict.
+    """
     with _step(config, "report"):
         found = _summary(config)
         _write_json(config.run_dir / "summary.json", found)
         write_report(found, config.run_dir / "report.html")
-    console.print(summaries.metrics_table(found))
-    console.print(summaries.verdict_panel(found["verdict"]))
+    if "verdict" in found:
+        console.print(summaries.metrics_table(found))
+        console.print(summaries.verdict_panel(found["verdict"]))
     console.print(f"[bold]{config.run_dir / 'report.html'}[/]  {config.run_dir / 'summary.json'}")
     return found
 
 
 def _summary(config: Config) -> dict[str, Any]:
-    left = {step: _left_by(config, step) for step in ("etl", "train", "evaluate", "promote")}
+    left = {step: _left_by(config, step) for step in ("etl", "evaluate")}
+    only_evaluated = "lineage" in left["evaluate"]
+    if not only_evaluated:
+        left |= {step: _left_by(config, step) for step in ("train", "promote")}
     estimated = left["evaluate"]["estimates_version"] is not None
-    steps = ("simulate", *(("propensity",) if estimated else ()), "score")
+    steps = ("simulate", *(("propensity",) if estimated else ()), *(() if only_evaluated else ("score",)))
     optional = {step: _left_by(config, step) for step in steps if _step_path(config, step).exists()}
     evaluation = left["evaluate"]["evaluation"]
-    scoring = {k: v for k, v in optional["score"].items() if k != "seconds"} if "score" in optional else None
+    packages = ("tactful", "torch", "pyspark", "onnxruntime", "mlflow")
+    found = {
+        "name": config.name,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "policies": summaries.policies(evaluation, config.gate.estimator),
+        "rows": left["etl"]["rows"],
+        "seconds": {step: each["seconds"] for step, each in sorted({**left, **optional}.items())},
+        "evaluation": {**evaluation, "estimator": config.gate.estimator},
+        "quality": left["etl"]["quality"],
+        "lineage": {
+            **left["evaluate" if only_evaluated else "train"]["lineage"],
+            "watermark": left["etl"]["watermark"],
+            "packages": {name: package_version(name) for name in packages},
+        },
+    }
+    return {**found, "only_evaluated": True} if only_evaluated else _with_learning(config, found, left, optional)
+
+
+def _with_learning(
+    config: Config, found: dict[str, Any], left: dict[str, dict[str, Any]], optional: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """The summary `found` with what was learned, judged, registered and scored."""
     swept = _left_by(config, "sweep") if _step_path(config, "sweep").exists() else None
     if swept is not None and swept["lineage"]["fingerprint"] != left["train"]["lineage"]["fingerprint"]:
         console.print("The sweep was made from other transitions and is left out of the report; run `tactful sweep`.")
         swept = None
     return {
-        "name": config.name,
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        **found,
         "verdict": {
             **left["promote"]["verdict"],
             "estimator": config.gate.estimator,
             "metrics": {name: asdict(metric) for name, metric in config.gate.metrics.items()},
         },
-        "policies": summaries.policies(evaluation, config.gate.estimator),
-        "rows": left["etl"]["rows"],
-        "seconds": {step: found["seconds"] for step, found in sorted({**left, **optional}.items())},
-        "evaluation": evaluation,
-        "quality": left["etl"]["quality"],
         "training": {
             key: value for key, value in left["train"].items() if key not in {"lineage", "seconds", "mlflow_run"}
         },
-        "scoring": scoring,
+        "scoring": {k: v for k, v in optional["score"].items() if k != "seconds"} if "score" in optional else None,
         "sweep": swept,
         "lineage": {
-            **left["train"]["lineage"],
+            **found["lineage"],
             "mlflow_run": left["train"]["mlflow_run"],
-            "watermark": left["etl"]["watermark"],
             "model_version": left["promote"]["registry"]["candidate"],
             "champion": left["promote"]["registry"]["champion"],
-            "packages": {
-                name: package_version(name) for name in ("tactful", "torch", "pyspark", "onnxruntime", "mlflow")
-            },
         },
     }
 
@@ -657,16 +703,21 @@ def explain(
 
 
 def run(config: Config, rebuild: bool = False) -> dict[str, Any]:
-    """Every step in order, on one Spark session; a log without candidates is not scored."""
+    """Every step in order, on one Spark session; a log without candidates is not scored.
+
+    Without [train] nothing is learned, judged or scored: the road is ETL, evaluation and report.
+    """
     with _spark(config):
         if config.simulate is not None:
             simulate(config)
         etl(config, rebuild=rebuild)
         if table.count_unknown(config.transitions_path):
             propensity(config)
-        train(config)
+        if config.train is not None:
+            train(config)
         evaluate(config)
-        promote(config)
-        if config.data.candidates is not None:
+        if config.train is not None:
+            promote(config)
+        if config.train is not None and config.data.candidates is not None:
             score(config)
     return report(config)

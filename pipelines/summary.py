@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -11,6 +11,8 @@ from rich.text import Text
 COLOUR = {"PROMOTE": "green", "REFUSE": "red", "INCONCLUSIVE": "yellow"}
 ON_POLICY = "on_policy"
 UNTRUSTED = " †"
+SHOWN_ACTIONS = 5
+"""Actions whose calibration the terminal shows."""
 
 
 def headline_estimator(policy: Mapping[str, Any], preferred: str) -> str:
@@ -79,6 +81,67 @@ def metrics_table(summary: Mapping[str, Any]) -> Table:
     table.caption = "estimate and interval" + (", and the simulator's own value" if has_truth else "")
     if not all(next(iter(metrics.values()))["trusted"] for metrics in summary["policies"].values()):
         table.caption += f"\n{UNTRUSTED.strip()} too little overlap with the log: extrapolated, its interval too narrow"
+    return table
+
+
+def evaluation_tables(evaluation: Mapping[str, Any]) -> list[RenderableType]:
+    """Every policy by every estimator, the log's propensities, and what to know before believing them."""
+    unit = "rows" if evaluation["clusters"] == "rows" else "users"
+    table = Table(title=f"Value {evaluation['unit']}", title_justify="left", caption_justify="left")
+    for column in ("policy", "estimator"):
+        table.add_column(column)
+    for column in (*evaluation["components"], f"effective {unit}"):
+        table.add_column(column, justify="right")
+    for name, policy in evaluation["policies"].items():
+        mark = "" if policy["trusted"] else UNTRUSTED
+        size = f"{number(policy['diagnostics']['ess'])} of {policy['users']:,}"
+        for place, (estimator, metrics) in enumerate(policy["estimates"].items()):
+            cells = [_figure(metrics[metric]) for metric in evaluation["components"]]
+            first = (name + mark, size) if place == 0 else ("", "")
+            table.add_row(first[0], estimator, *(Text(cell) for cell in cells), first[1])
+        table.add_section()
+    table.caption = f"estimate and {evaluation['confidence']:.0%} interval, resampling {unit}"
+    if not all(policy["trusted"] for policy in evaluation["policies"].values()):
+        table.caption += f"\n{UNTRUSTED.strip()} too little overlap with the log: extrapolated, its interval too narrow"
+    calibration = evaluation["calibration"]
+    tables = [table, _mean_weights(calibration), *([_bins(calibration)] if calibration["bins"] else [])]
+    return [*tables, *(Text(f"• {note}") for note in notes(evaluation))]
+
+
+def notes(evaluation: Mapping[str, Any]) -> list[str]:
+    """What the intervals resample where it is not users, and the evaluation's warnings."""
+    rows = evaluation.get("clusters") == "rows"
+    told = ["The log has no users that come back: every row is a cluster of its own, and intervals resample rows."]
+    return [*(told if rows else []), *(evaluation.get("warnings") or [])]
+
+
+def _figure(found: Mapping[str, Any]) -> str:
+    """An estimate with its interval."""
+    if found["estimate"] is None:
+        return "–"
+    return f"{number(found['estimate'], 4)} [{number(found['low'], 4)}, {number(found['high'], 4)}]"
+
+
+def _mean_weights(found: Mapping[str, Any]) -> Table:
+    """Mean weight of the actions, which should be 1, the furthest from it first."""
+    table = Table(title="Propensities: mean of 1{action} / propensity, 1 where they are right", title_justify="left")
+    for column in ("action", "mean weight", "standard error", "decisions"):
+        table.add_column(column, justify="left" if column == "action" else "right")
+    actions = sorted(found["actions"].items(), key=lambda pair: -abs(pair[1]["mean_weight"] - 1))
+    for name, each in actions[:SHOWN_ACTIONS]:
+        table.add_row(name, number(each["mean_weight"]), number(each["se"]), f"{each['decisions']:,}")
+    if len(actions) > SHOWN_ACTIONS:
+        table.caption = f"the {SHOWN_ACTIONS} furthest from 1 of {len(actions)}"
+    return table
+
+
+def _bins(found: Mapping[str, Any]) -> Table:
+    """How often the second action was taken where the log states so much for it."""
+    table = Table(title="The second action: stated and observed", title_justify="left")
+    for column in ("stated", "observed", "decisions"):
+        table.add_column(column, justify="right")
+    for each in found["bins"]:
+        table.add_row(number(each["predicted"]), number(each["observed"]), f"{each['n']:,}")
     return table
 
 

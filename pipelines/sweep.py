@@ -59,7 +59,7 @@ def arrow(direction: str) -> str:
 
 def toml_of(config: Config, learner: str, weights: Mapping[str, float], alpha: float) -> str:
     """The lines that make `tactful train` learn a member of the sweep of `config`."""
-    given = config.train.learners[learner]
+    given = config.learning.learners[learner]
     own = isinstance(given, Learner) and given.weights is not None
     lines = [f"[train.learners.{_key(learner)}.weights]" if own else "[train.weights]"]
     lines += [f"{_key(name)} = {weight!r}" for name, weight in weights.items()]

@@ -1,8 +1,8 @@
 """Policies x estimators x reward components, one table."""
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,18 +15,21 @@ from models.table import Transitions
 from policies.base import Booleans, Floats, Policy
 from policies.baselines import LoggingPolicy
 from policies.evidence import by_segment, confounding, disagreement
+from policies.named import Recorded
 from policies.ope import diagnostics
 from policies.ope.diagnostics import ess_if_explored
 from policies.ope.fqe import Fit, FitQ, fit_all, folds
 from policies.ope.intervals import one_sided
 from policies.ope.on_policy import on_policy
-from policies.ope.sample import check_propensities
+from policies.ope.sample import check_propensities, check_rewards
 from policies.ope.target import Target
 from policies.rowset import CTR, EvaluateConfig, Levels, Metrics, RowSet
 from policies.rules import GateConfig
 from policies.segments import segments
 
 LOGGING = LoggingPolicy().name
+UNWEIGHTED, ONE_STEP = ("fqe",), ("ips", "mis")
+"""Estimators that no weights enter, and those whose weights are of one decision each."""
 Key = str | float
 """A policy by name, or a mixture of the candidate by its rollout share."""
 
@@ -49,12 +52,22 @@ class Study:
     table: Transitions
     config: EvaluateConfig
     gate: GateConfig
+    _made: dict[tuple[str, Key], dict[str, Metrics]] = field(default_factory=dict)
 
     def row_set_of(self, name: str) -> str:
         return "test" if name in self.learned else "all"
 
     def rows(self, name: str) -> RowSet:
         return self.sets[self.row_set_of(name)]
+
+    def estimates(self, rows: str, key: Key) -> dict[str, Metrics]:
+        """Of a policy or a mixture on a row set; made once."""
+        if (rows, key) not in self._made:
+            self._made[rows, key] = self.sets[rows].estimates(self.target(key), self.q[key])
+        return self._made[rows, key]
+
+    def target(self, key: Key) -> Target:
+        return self.mixtures[key] if isinstance(key, float) else self.targets[key]
 
 
 def evaluate(
@@ -80,13 +93,18 @@ def evaluate(
     candidate, else what the candidate is without the part of the logging policy that it is deployed with. `fit`
     solves for the value functions; by default `models.fqe.fit_fqe`.
 
-    Raises InputError for propensities that are unknown, out of range or all 1, a policy that names itself twice or
-    gives no probabilities, a split without users, and too few resamples for the gate's level.
+    Where one user holds half of a policy's weight or more, `withheld` has the reason and estimates by weights are null.
+    `clusters` says what the intervals resample: users, or rows where none has two; `warnings` what to know first.
+
+    Raises InputError for propensities that are unknown, out of range or all 1, rewards that are no number, a policy
+    that names itself twice or gives no probabilities, a split without users, too few resamples for the gate's level.
     """
     check_propensities(table)
+    check_rewards(table)
     fit = fit or default_fit(config.fqe_steps, seed, progress)
     study = _study(table, policies, config, gate, seed, tried, alone, fit)
     metrics = list(study.logged["all"])
+    described = _describe_policies(study)
     units = {**table.contract.units, CTR: "clicks per send"}
     return {
         "per": config.per,
@@ -98,7 +116,9 @@ def evaluate(
         "tried": tried,
         "resamples": config.resamples,
         "propensities": {"decisions": len(table.action), "estimated": int(table.estimated.sum())},
-        "policies": _describe_policies(study),
+        "policies": described,
+        "clusters": "users" if len(table.user_id) < len(table.action) else "rows",
+        "warnings": _warnings(study, policies, described),
         "row_sets": {
             name: {"users": each.sample.users, "decisions": len(each.sample.rows), "left_out": each.sample.left_out}
             for name, each in study.sets.items()
@@ -109,10 +129,7 @@ def evaluate(
         },
         "contrasts": _contrasts(study),
         "mixtures": {
-            gate.candidate: {
-                str(share): _described(study, "test", target, study.q[share])
-                for share, target in study.mixtures.items()
-            }
+            gate.candidate: {str(share): _described(study, "test", share, judged=True) for share in study.mixtures}
         },
         "weights": {
             name: diagnostics.histogram(study.rows(name).sample, target.ratio[study.rows(name).sample.rows])
@@ -211,30 +228,34 @@ def _describe_policies(study: Study) -> dict[str, Any]:
             "learned": False,
             "estimates": {"on_policy": logged},
             "diagnostics": {**ones, "support": 1.0},
+            "withheld": {},
             "trusted": True,
             "truth": None,
         }
     }
-    for name, target in study.targets.items():
+    for name in study.targets:
         row_set = study.rows(name)
         found[name] = {
             "rows": study.row_set_of(name),
             "users": row_set.sample.users,
             "decisions": len(row_set.sample.rows),
             "learned": name in study.learned,
-            **_described(study, study.row_set_of(name), target, study.q[name], judged=name == study.gate.candidate),
+            **_described(study, study.row_set_of(name), name, judged=name == study.gate.candidate),
             "truth": None,
         }
     return found
 
 
-def _described(study: Study, rows: str, target: Target, q: Floats, judged: bool = True) -> dict[str, Any]:
+def _described(study: Study, rows: str, key: Key, judged: bool) -> dict[str, Any]:
     """Estimates, how far the log follows the policy and, where it is to be judged, what else the gate asks."""
-    row_set, gate, logged = study.sets[rows], study.gate, study.logged[rows]
-    estimates = row_set.estimates(target, q)
+    row_set, gate, logged, target = study.sets[rows], study.gate, study.logged[rows], study.target(key)
+    made = study.estimates(rows, key)
+    withheld = _withheld(row_set, target, made)
+    estimates = study.levels.against_logging(made, logged)
     diagnosed: dict[str, Any] = dict(row_set.diagnostics(target))
     found: dict[str, Any] = {
-        "estimates": study.levels.against_logging(estimates, logged),
+        "estimates": {name: _nulls(each) if name in withheld else each for name, each in estimates.items()},
+        "withheld": withheld,
         "floors": row_set.floors(target, study.config.most_per_decision, study.levels.gate),
         "diagnostics": diagnosed,
         "trusted": bool(diagnosed["ess"] >= gate.min_ess),
@@ -244,10 +265,47 @@ def _described(study: Study, rows: str, target: Target, q: Floats, judged: bool 
     diagnosed["ess_if_explored"] = ess_if_explored(row_set.sample, target.ratio[row_set.sample.rows])
     every = study.table.split == SPLITS.index("test") if rows == "test" else np.ones(len(study.table.user), np.bool_)
     parts = segments(study.table, every, gate.segments)
-    found["disagreement"] = disagreement(estimates, logged, gate.estimator, study.config.per)
-    found["segments"] = by_segment(study.table, row_set, parts, target, q, gate.estimator)
+    shown = {name: metrics for name, metrics in made.items() if name not in withheld}
+    if gate.estimator in shown:
+        found["disagreement"] = disagreement(shown, logged, gate.estimator, study.config.per)
+        found["segments"] = by_segment(study.table, row_set, parts, target, study.q[key], gate.estimator)
     if study.table.estimated.any():
         found["confounding"] = confounding(row_set, study.table.estimated, target, logged)
+    return found
+
+
+def _withheld(row_set: RowSet, target: Target, estimators: Iterable[str]) -> dict[str, str]:
+    """Of `estimators`, those that must not be shown, and why: too few users carry the weights."""
+    ratio = target.ratio[row_set.sample.rows]
+    reasons = {each: diagnostics.too_few_carry(row_set.sample, ratio, each) for each in (False, True)}
+    found = {name: reasons[name in ONE_STEP] for name in estimators if name not in UNWEIGHTED}
+    return {name: reason for name, reason in found.items() if reason is not None}
+
+
+def _nulls(found: Any) -> Any:
+    """The same with null for every figure."""
+    return {key: _nulls(value) for key, value in found.items()} if isinstance(found, dict) else None
+
+
+def _warnings(
+    study: Study, policies: Sequence[Policy | LoggingPolicy], described: dict[str, dict[str, Any]]
+) -> list[str]:
+    """What a reader must know before any figure; tells in `described` how a table of another log came about."""
+    found = []
+    few = {each.sample.users for each in study.sets.values() if each.sample.users < diagnostics.FEW_CLUSTERS}
+    if few:
+        found.append(
+            f"Intervals resample {' and '.join(map(str, sorted(few)))} users: with fewer than "
+            f"{diagnostics.FEW_CLUSTERS} they are likely too narrow, and no level is promised."
+        )
+    for policy in policies:
+        if isinstance(policy, Recorded):
+            described[policy.name]["recorded"] = dict(policy.told)
+            found += policy.warnings()
+    for name, each in described.items():
+        for reason in dict.fromkeys(each["withheld"].values()):
+            names = ", ".join(estimator for estimator, why in each["withheld"].items() if why == reason)
+            found.append(f"{name}: {reason}, so there is no estimate of it by weights ({names}).")
     return found
 
 
@@ -256,7 +314,8 @@ def _contrasts(study: Study) -> list[dict[str, Any]]:
     plain = [name for name in study.targets if name not in study.learned]
     found = []
     for rows in (name for name in ("all", "choice") if name in study.sets):
-        values = {name: study.sets[rows].estimates(study.targets[name], study.q[name]) for name in plain}
+        values = {name: study.estimates(rows, name) for name in plain}
+        withheld = {name: _withheld(study.sets[rows], study.targets[name], values[name]) for name in plain}
         for against, policy in itertools.combinations(plain, 2):
             pair = {
                 estimator: {
@@ -265,5 +324,7 @@ def _contrasts(study: Study) -> list[dict[str, Any]]:
                 }
                 for estimator, metrics in values[against].items()
             }
-            found.append({"policy": policy, "against": against, "rows": rows, "estimates": pair})
+            kept_back = withheld[policy].keys() | withheld[against].keys()
+            shown = {name: _nulls(each) if name in kept_back else each for name, each in pair.items()}
+            found.append({"policy": policy, "against": against, "rows": rows, "estimates": shown})
     return found

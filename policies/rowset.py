@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from models.errors import InputError
 from models.table import Transitions
 from policies.base import Booleans, Floats, Integers
+from policies.named import NamedPolicy
 from policies.ope import diagnostics
 from policies.ope.bernstein import floor, most_per_user
 from policies.ope.dr import dr
@@ -44,6 +45,8 @@ class EvaluateConfig:
     """Level of the two-sided intervals shown in tables."""
     fqe_steps: int = 1500
     """Updates of the evaluation's fitted Q networks."""
+    policies: dict[str, NamedPolicy] = field(default_factory=dict)
+    """Name -> a policy that learned nothing; by default never and always send, where `hold` is an action."""
     marginal: dict[str, int] | None = None
     """State features that state-marginalised IS carries its weights by, and into how many parts each is cut; by default
     those of policies/ope/mis.py, and none at all leaves that estimator out."""

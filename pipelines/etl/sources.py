@@ -71,13 +71,17 @@ def open_sources(spark: SparkSession, config: Config, codes: Iterator[int] | ran
         dataset: Dataset | None = getattr(config.data, NAMES[code])
         if dataset is not None:
             columns = wanted(code, config)
-            found.append(_open(spark, code, f"data.{NAMES[code]}", dataset, columns, days_of(code, days)))
+            found.append(open_dataset(spark, code, f"data.{NAMES[code]}", dataset, columns, days_of(code, days)))
     return found
 
 
-def _open(
-    spark: SparkSession, code: int, key: str, dataset: Dataset, columns: list[Wanted], days: Days | None
+def open_dataset(
+    spark: SparkSession, code: int, key: str, dataset: Dataset, columns: list[Wanted], days: Days | None = None
 ) -> Source:
+    """The given columns of one dataset; `key` is where the configuration names it.
+
+    Raises InputError as `open_sources` does.
+    """
     for name in dataset.columns:
         if name not in {column.name for column in columns}:
             known = [column.name for column in columns]

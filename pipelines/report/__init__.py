@@ -32,6 +32,7 @@ from pipelines.report.text import (
     words,
 )
 from pipelines.report.verdict import verdict_view
+from pipelines.summary import notes
 
 CURVES = {
     "td_loss": "Temporal-difference loss",
@@ -66,7 +67,8 @@ def render(summary: Mapping[str, Any]) -> str:
     """The report as one HTML page.
 
     `summary` is what a run found: name, created_at, verdict (of `judge`), evaluation (of `evaluate`), rows, quality,
-    training, sweep, scoring, lineage and seconds; any may be absent.
+    training, sweep, scoring, lineage and seconds; any may be absent. With `only_evaluated` nothing was learned: the
+    sections on a verdict, a candidate, learning and scoring are not there.
     Raises InputError where the verdict is none of PROMOTE, REFUSE and INCONCLUSIVE.
     """
     evaluation, verdict = summary.get("evaluation") or {}, summary.get("verdict") or {}
@@ -103,6 +105,9 @@ def render(summary: Mapping[str, Any]) -> str:
         "lineage": _lineage(summary.get("lineage") or {}),
         "packages": sorted(((summary.get("lineage") or {}).get("packages") or {}).items()),
         "seconds": _seconds(summary.get("seconds") or {}),
+        "judged": not summary.get("only_evaluated"),
+        "notes": notes(evaluation),
+        "unit_of_inference": "rows" if evaluation.get("clusters") == "rows" else "users",
     }
     page["untrusted"] = any(not entry.trusted for entry in reading.policies)
     page["has_truth"] = any(row["true"] for group in page["metrics"] for row in group["rows"])

@@ -15,6 +15,11 @@ EDGES = (0.0, 0.001, 0.01, 0.1, 0.3, 0.5, 0.8, 1.25, 2.0, 3.0, 10.0, 100.0, 1000
 """Bins of the histogram of weights; one more ends at the largest weight found."""
 EXPLORATION = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 """Shares of uniform draws whose effect on the effective sample size is told."""
+DOMINANT = 0.5
+"""Share of all weight at which one user is the estimate."""
+FEW_CLUSTERS = 30
+"""Below so many users or rows a bootstrap over them promises no coverage: with five to thirty clusters usual inference
+rejects too often. Source: Cameron, Gelbach and Miller 2008."""
 BINS = 10
 """Bins of predicted probability in the calibration of propensities."""
 
@@ -66,6 +71,20 @@ def ess_if_explored(sample: Sample, ratio: Floats) -> dict[str, float]:
         both = float((w * then).sum())
         found[f"{share:g}"] = float(sample.users * w.sum() / both) if both > 0 else 0.0
     return found
+
+
+def too_few_carry(sample: Sample, ratio: Floats, one_step: bool = False) -> str | None:
+    """Why weights `ratio` [n] can carry no estimate: nobody has weight, or one user DOMINANT of it; else None.
+
+    A user's weight is, per week, that of the whole trajectory (with `one_step` the sum of its rows'); per decision, the
+    sum of its rows'.
+    """
+    weight = sample.per_user(ratio) if one_step else _user_weights(sample, ratio)[0]
+    total = float(weight.sum())
+    if total == 0:
+        return "no user of the log acts as the policy would"
+    share = float(weight.max()) / total
+    return f"one of {sample.users} users holds {share:.0%} of the weight" if share >= DOMINANT else None
 
 
 def supported(sample: Sample, probability: Floats) -> Booleans:

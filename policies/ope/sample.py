@@ -162,6 +162,20 @@ def check_propensities(table: Transitions) -> None:
         )
 
 
+def check_rewards(table: Transitions) -> None:
+    """Raise InputError naming the component and the first decision whose reward is no finite number."""
+    off = ~np.isfinite(table.reward)
+    if off.any():
+        row, component = (int(place) for place in np.argwhere(off)[0])
+        at = np.datetime64(int(table.decided_at[row]), "us")
+        raise InputError(
+            f"rewards: {table.contract.rewards[component]} is {table.reward[row, component]} at the decision of user "
+            f"{table.user_id[table.user[row]]} at {at}, and {int(off.any(axis=1).sum())} of {len(off)} decisions have "
+            "a reward that is no number; correct the log, or leave those decisions out: a mean over the others would "
+            "be of those whose outcome is known."
+        )
+
+
 def days_left(table: Transitions) -> Floats:
     """[N] days from each row to the end of what is observed of its user, the state that an undiscounted value needs.
 
