@@ -20,6 +20,7 @@ from models.contract import REWARD_PREFIX, SPLITS, STATE_PREFIX, Contract
 from models.errors import InputError
 
 MICROSECONDS_PER_DAY = 86_400_000_000
+CLICKED = "clicks_attributed"
 FLAGS = ("terminal", "truncated", "silent", "warm_up")
 PLAIN = (
     "user_id",
@@ -77,6 +78,9 @@ class Transitions:
     """Hash of what was read: the version's usable rows, and the estimates where they were joined."""
     estimates_version: int | None = None
     """Version of the table of estimated propensities that were joined, None where none were."""
+    clicked: NDArray[np.float64] | None = None
+    """[N] whether this notification was clicked within its window, NaN where nothing was sent or the window is open;
+    None where the table does not say. For click models alone: no reward, and no part of the fingerprint."""
 
     @property
     def next_row(self) -> NDArray[np.int64]:
@@ -97,6 +101,7 @@ class Transitions:
             field.name: getattr(self, field.name)[rows]
             for field in fields(self)
             if field.name not in {"contract", "user", "user_id", "version", "fingerprint", "estimates_version"}
+            and getattr(self, field.name) is not None
         }
         return replace(self, user=user.astype(np.int64), user_id=self.user_id[kept], **changed)
 
@@ -188,7 +193,10 @@ class Shards:
         """Arrays of one bucket, and the keys of its rows whose propensity is unknown."""
         wanted = (pc.field("bucket") == bucket) & pc.field("usable")
         try:
-            rows = _sorted(self.dataset.to_table(columns=_columns(self.contract), filter=wanted))
+            # All but the labels of click models are known to be there.
+            there = set(self.dataset.schema.names)
+            columns = [name for name in (*_columns(self.contract), CLICKED) if name in there]
+            rows = _sorted(self.dataset.to_table(columns=columns, filter=wanted))
         except (pa.ArrowException, OSError) as error:
             why = str(error).splitlines()[0]
             raise InputError(
@@ -205,7 +213,7 @@ class Shards:
         for part, start in zip(columns, starts, strict=False):
             part["user"] = part["user"] + start
         joined: dict[str, Any] = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
-        fingerprint = _fingerprint(self.contract, joined)
+        fingerprint = _fingerprint(self.contract, {name: joined[name] for name in joined if name != "clicked"})
         found = Transitions(contract=self.contract, version=self.version, fingerprint=fingerprint, **joined)
         return found, pa.concat_tables([keys for _, keys in parts])
 
@@ -300,6 +308,8 @@ def _bucket(rows: pa.Table, contract: Contract, path: str) -> dict[str, NDArray[
         "split": _code(rows, "split", SPLITS, path).astype(np.int8),
         **{name: rows[name].to_numpy().astype(np.bool_) for name in FLAGS},
     }
+    if CLICKED in rows.column_names:
+        part["clicked"] = rows[CLICKED].to_numpy().astype(np.float64)
     _check(rows, part, contract, path)
     only = (part["legal"].sum(axis=1) == 1) & part["legal"][np.arange(rows.num_rows), part["action"]]
     # Where the logged action was the only legal one there is nothing to estimate.

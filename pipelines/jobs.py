@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version as package_version
@@ -58,9 +58,11 @@ from pipelines.etl.window import day_number
 from pipelines.evaluating import named_policies, reads_logs
 from pipelines.night import run_scoring
 from pipelines.report import write_report
+from pipelines.report.text import ALONE
 from pipelines.session import spark_session
 from pipelines.simulate import policy_truth, run_simulate
 from policies.base import Policy
+from policies.baselines import Mixture, fit_baselines
 from policies.evaluate import evaluate as evaluate_policies
 from policies.gate import judge
 from policies.propensity import logged_calibration
@@ -72,8 +74,6 @@ from policies.sweep import pick as pick_member
 # Into a file or a pipe a table is as wide as it needs, not as narrow as the eighty columns of nobody's terminal.
 console = Console(width=None if sys.stdout.isatty() else 160)
 
-ALONE = " alone"
-"""Follows the name of a learned policy where it acts without the part of the logging policy it is deployed with."""
 TRUTH_SEED = 1_000_003
 """Added to the run's seed for the world whose truth is told."""
 
@@ -427,12 +427,15 @@ def evaluate(config: Config) -> dict[str, Any]:
     trained = _trained(config)
     transitions = transitions_to_evaluate(config, trained["lineage"] if trained else None)
     deployed = _artifacts(config) if trained else {}
-    policies: list[Any] = [*_named_policies(config), *_learned_policies(deployed)]
     mixed = bool(deployed) and deployed[config.gate.candidate].decision["rollout_share"] < 1
     alone = config.gate.candidate + ALONE if mixed else None
     # Left alone torch takes every core, and beside anything else that runs it then waits more than it works.
     torch.set_num_threads(config.train.threads if config.train else 1)
     with _step(config, "evaluate") as result:
+        policies: list[Any] = _named_policies(config)
+        if deployed:
+            baselines, result["baselines"] = _baselines(config, transitions, deployed[config.gate.candidate])
+            policies += [*baselines, *_learned_policies(deployed)]
         tried = _candidates_tried(config, transitions, deployed) if deployed else 1
         found = evaluate_policies(
             transitions, policies, config.evaluate, config.gate, config.seed, tried=tried, alone=alone
@@ -504,6 +507,23 @@ def _learned_policies(artifacts: dict[str, artifact.Artifact]) -> list[QPolicy]:
         if loaded.decision["rollout_share"] < 1:
             found.append(QPolicy(loaded, name + ALONE, share=1.0))
     return found
+
+
+def _baselines(
+    config: Config, transitions: table.Transitions, candidate: artifact.Artifact
+) -> tuple[list[Any], dict[str, Any]]:
+    """The policies to compare with, each at the candidate's rollout share and, where that is below 1, alone; and what
+    was fitted."""
+    settings = config.evaluate
+    fitted, facts = fit_baselines(transitions, settings.baselines, config.seed, settings.baseline_send_rate)
+    for absent in (found["left_out"] for found in facts.values() if "left_out" in found):
+        console.print(f"Not compared with {absent}", markup=False, highlight=False, soft_wrap=True)
+    share = candidate.decision["rollout_share"]
+    if share == 1:
+        return list(fitted), facts
+    clone = QPolicy(candidate, BEHAVIOUR, share=0.0)
+    pairs = ((Mixture(each, clone, share), replace(each, name=each.name + ALONE)) for each in fitted)
+    return [policy for pair in pairs for policy in pair], facts
 
 
 def _candidates_tried(config: Config, transitions: table.Transitions, artifacts: dict[str, artifact.Artifact]) -> int:

@@ -109,7 +109,8 @@ def estimate(table: Transitions, config: PropensityConfig, seed: int) -> Estimat
         for each in range(config.folds):
             beside = (each + 1) % config.folds
             grown = fits & (fold != each) & (fold != beside)
-            model = _fit(inputs, action, grown, fits & (fold == beside), config, seed)
+            held = fits & (fold == beside)
+            model = calibrated(grow(inputs, action, grown, held, config.trees, seed), inputs[held], action[held])
             use = (fold == each) | (fold == HELD_OUT)
             if use.any():
                 total[np.ix_(use, model.classes_)] += model.predict_proba(inputs[use])
@@ -258,35 +259,41 @@ def _check_actions(action: Integers, fold: Integers, fits: Booleans, folds: int,
             )
 
 
-def _fit(
-    inputs: NDArray[np.float32],
-    action: Integers,
+def grow(
+    inputs: NDArray[Any],
+    label: Integers,
     grown: Booleans,
     beside: Booleans,
-    config: PropensityConfig,
+    trees: int,
     seed: int,
 ) -> Any:
-    """A CalibratedClassifierCV: trees grown on the rows `grown`, stopped and calibrated on the rows `beside`."""
+    """A HistGradientBoostingClassifier of `label` [n] grown on the rows `grown`, stopped by its loss on `beside`."""
     # A second to import, and every command reads the configuration above.
-    from sklearn.calibration import CalibratedClassifierCV
     from sklearn.ensemble import HistGradientBoostingClassifier
-    from sklearn.frozen import FrozenEstimator
 
-    trees = HistGradientBoostingClassifier(
+    model = HistGradientBoostingClassifier(
         learning_rate=SHRINKAGE,
-        max_iter=config.trees,
+        max_iter=trees,
         max_leaf_nodes=LEAVES,
         early_stopping=True,
         n_iter_no_change=PATIENCE,
         random_state=seed,
     )
-    trees.fit(inputs[grown], action[grown], X_val=inputs[beside], y_val=action[beside])
-    rarest = np.unique(action[beside], return_counts=True)[1].min()
+    return model.fit(inputs[grown], label[grown], X_val=inputs[beside], y_val=label[beside])
+
+
+def calibrated(model: Any, inputs: NDArray[Any], label: Integers) -> Any:
+    """A CalibratedClassifierCV around the fitted `model`, its map to probabilities fitted on these rows, none of which
+    the model saw."""
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.frozen import FrozenEstimator
+
+    rarest = np.unique(label, return_counts=True)[1].min()
     method = "isotonic" if rarest >= ISOTONIC_LEAST else "sigmoid"
-    every = np.arange(beside.sum())
-    # The trees are grown: nothing is to be split, and by default it would ask for five rows of each action.
-    calibrated = CalibratedClassifierCV(FrozenEstimator(trees), method=method, cv=[(every, every)], ensemble=False)
-    return calibrated.fit(inputs[beside], action[beside])
+    every = np.arange(len(label))
+    # The model is fitted: nothing is to be split, and by default it would ask for five rows of each class.
+    found = CalibratedClassifierCV(FrozenEstimator(model), method=method, cv=[(every, every)], ensemble=False)
+    return found.fit(inputs, label)
 
 
 def _renormalised(weight: Floats, possible: Booleans) -> Floats:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from models.errors import InputError
 from models.table import Transitions
 from policies.base import Booleans, Floats, Integers
+from policies.baselines import NAMES
 from policies.named import NamedPolicy
 from policies.ope import diagnostics
 from policies.ope.bernstein import floor, most_per_user
@@ -45,6 +46,11 @@ class EvaluateConfig:
     """Level of the two-sided intervals shown in tables."""
     fqe_steps: int = 1500
     """Updates of the evaluation's fitted Q networks."""
+    baselines: tuple[str, ...] | None = None
+    """Policies fitted to be compared with, of random, click_threshold and survival_uplift; all that the log allows
+    where this is left out."""
+    baseline_send_rate: float | None = None
+    """Share of the decisions with a choice at which they send; as often as the log where this is left out."""
     policies: dict[str, NamedPolicy] = field(default_factory=dict)
     """Name -> a policy that learned nothing; by default never and always send, where `hold` is an action."""
     marginal: dict[str, int] | None = None
@@ -64,6 +70,11 @@ class EvaluateConfig:
             raise InputError(f"evaluate.confidence is {self.confidence}; it must lie in [0.5, 1).")
         if self.fqe_steps < 1:
             raise InputError(f"evaluate.fqe_steps is {self.fqe_steps}; it must be 1 or more.")
+        for name in self.baselines or ():
+            if name not in NAMES or (self.baselines or ()).count(name) > 1:
+                raise InputError(f"evaluate.baselines names {name!r}; name each of {', '.join(NAMES)} once at most.")
+        if self.baseline_send_rate is not None and not 0 <= self.baseline_send_rate <= 1:
+            raise InputError(f"evaluate.baseline_send_rate is {self.baseline_send_rate}; it must lie in [0, 1].")
         for name, parts in (self.marginal or {}).items():
             if parts < 2:
                 raise InputError(f"evaluate.marginal.{name} is {parts}; a feature is cut into 2 parts or more.")

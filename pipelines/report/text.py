@@ -22,8 +22,13 @@ POLICIES = {
     "logging": "Logging policy",
     "never": "Never send",
     "always": "Always send",
+    "random": "Random sends",
+    "click_threshold": "Click-probability threshold",
+    "survival_uplift": "Visit uplift (survival)",
     "behaviour": "Cloned logging policy",
 }
+ALONE = " alone"
+"""Follows the name of a policy where it acts without the part of the logging policy it is deployed with."""
 ESTIMATORS = {
     "dr": "doubly robust",
     "wpdis": "weighted per-decision importance sampling",
@@ -187,7 +192,8 @@ def metric_name(key: str) -> str:
 
 
 def policy_name(key: str) -> str:
-    return POLICIES.get(key, key)
+    plain, alone, _ = key.partition(ALONE)
+    return POLICIES.get(plain, plain) + alone
 
 
 def estimator_name(key: str) -> str:

@@ -126,6 +126,20 @@ def test_a_version_is_pinned_and_its_fingerprint_is_its_content(lake, tmp_path) 
     assert read(tmp_path / "other", CONTRACT).fingerprint != found.fingerprint
 
 
+def test_labels_of_click_models_are_read_where_there_are_any(lake, tmp_path) -> None:
+    plain = read(lake, CONTRACT)
+    assert plain.clicked is None
+    assert plain.where(plain.user == 1).clicked is None
+    schema = SCHEMA.append(pa.field("clicks_attributed", pa.int32()))
+    labelled = [{**each, "clicks_attributed": {"b2": 1, "a2b": 0}.get(str(each["decision_id"]))} for each in LOG]
+    table = pa.Table.from_pylist(labelled, schema=schema)
+    write_deltalake(tmp_path / "labelled", table, partition_by=["ds", "bucket"])
+    found = read(tmp_path / "labelled", CONTRACT)
+    np.testing.assert_array_equal(found.clicked, [np.nan, 0, np.nan, np.nan, 1, np.nan, np.nan])
+    np.testing.assert_array_equal(found.where(found.user == 1).clicked, [np.nan, 1, np.nan])
+    assert found.fingerprint == plain.fingerprint
+
+
 def test_where_makes_user_codes_dense_again(lake) -> None:
     found = read(lake, CONTRACT)
     part = found.where(found.user != 1)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.report.text import Range, duration, fixed, moment, percent, places, plain, short, tidy
+from pipelines.report.text import Range, duration, fixed, moment, percent, places, plain, policy_name, short, tidy
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,20 @@ from pipelines.report.text import Range, duration, fixed, moment, percent, place
 )
 def test_numbers_are_read_as_a_person_writes_them(found: object, said: object) -> None:
     assert found == said
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("never", "Never send"),
+        ("survival_uplift", "Visit uplift (survival)"),
+        ("click_threshold alone", "Click-probability threshold alone"),
+        ("ddqn_cql alone", "ddqn_cql alone"),
+        ("mine", "mine"),
+    ],
+)
+def test_a_policy_keeps_its_name_where_it_acts_alone(key: str, name: str) -> None:
+    assert policy_name(key) == name
 
 
 def test_decimals_follow_the_half_width() -> None:

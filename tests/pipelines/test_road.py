@@ -19,6 +19,8 @@ from pipelines import jobs
 from pipelines.cli import EXIT_CODE, app
 from pipelines.config import Config, validate
 from pipelines.night import run_scoring
+from pipelines.report.text import policy_name
+from policies.baselines import NAMES
 from policies.q_policy import QPolicy
 
 LEARNERS = {"ddqn": 0.0, "ddqn_cql": 1.0}
@@ -88,15 +90,18 @@ def test_the_summary_has_what_a_user_reads(road: Road) -> None:
     assert json.loads((config.run_dir / "summary.json").read_text()).keys() == found.keys()
     assert {"verdict", "policies", "rows", "seconds"} <= found.keys()
     assert set(found["seconds"]) == {"simulate", "etl", "train", "evaluate", "promote", "score"}
-    names = {"logging", "never", "always", *LEARNERS, *(f"{name} alone" for name in LEARNERS)}
+    fitted = (*NAMES, *LEARNERS)
+    names = {"logging", "never", "always", *fitted, *(f"{name} alone" for name in fitted)}
     assert set(found["policies"]) == names
     for name, metrics in found["policies"].items():
         assert set(metrics) == {*config.contract.rewards, "ctr"}
         for figures in metrics.values():
             assert {"estimate", "low", "high", "truth"} <= figures.keys()
-            assert figures["rows"] == ("test" if name.split()[0] in LEARNERS else "all")
+            assert figures["rows"] == ("test" if name.split()[0] in fitted else "all")
             assert figures["truth"] is not None
-    assert "<h1" in (config.run_dir / "report.html").read_text()
+    page = (config.run_dir / "report.html").read_text()
+    assert "<h1" in page
+    assert all(policy_name(name) in page for name in NAMES)
 
 
 def test_rows_are_conserved_from_the_lake_to_the_transitions(road: Road) -> None:
