@@ -19,6 +19,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+abtest = typer.Typer(help="Plan an experiment, and read it.", no_args_is_help=True)
+app.add_typer(abtest, name="abtest")
 console = Console(stderr=True)
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The TOML file; see configs/.", show_default=False)]
@@ -188,6 +190,22 @@ def explain(
     from pipelines import jobs
 
     jobs.explain(_load(config, overrides), user, decision=decision, last=last, policy=policy, as_json=as_json)
+
+
+@abtest.command("plan")
+def abtest_plan(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Say how many users and days the experiment needs, from the log's own variance."""
+    from pipelines import jobs
+
+    jobs.abtest_plan(_load(config, overrides))
+
+
+@abtest.command("read")
+def abtest_read(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Say what the arms differ in, with a verdict; exit code 0 whatever it is."""
+    from pipelines import jobs
+
+    jobs.abtest_read(_load(config, overrides))
 
 
 @app.command()

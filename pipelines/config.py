@@ -17,6 +17,7 @@ from models.errors import InputError
 from models.sweep import SweepConfig
 from models.training import TrainConfig
 from pipelines.etl.schemas import COLUMN_REWARD
+from policies.abtest.config import AbtestConfig
 from policies.constraints import Constraints
 from policies.propensity import PropensityConfig
 from policies.rowset import EvaluateConfig
@@ -238,6 +239,7 @@ class Config(Section):
     policy: Policy = Policy()
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateConfig = GateConfig()
+    abtest: AbtestConfig | None = None
     score: Score = Score()
     retention: Retention = Retention()
     mlflow: MlflowConfig = MlflowConfig()
@@ -261,8 +263,10 @@ class Config(Section):
         if self.sweep is not None:
             shape = "sweep.grid" if self.sweep.simplex is None else "sweep.simplex.components"
             named += [(shape, self.sweep.components), ("sweep.objectives", self.sweep.objectives)]
+        if self.abtest is not None:
+            named.append(("abtest.metrics", self.abtest.metrics))
         for key, found in named:
-            known = (*names, "ctr") if key == "gate.metrics" else names
+            known = (*names, "ctr") if key.endswith(".metrics") else names
             for name in found:
                 if name not in known:
                     raise InputError(f"{key}: {name!r} is not a reward component{suggest(name, known)}.")

@@ -14,8 +14,9 @@ Each step reads what the steps before it left in the run's folder and leaves its
 | score    | raw datasets, the registry    | scores/, steps/score.json |
 | report   | steps/*.json                  | report.html, summary.json |
 
-Beside the road: sweep leaves sweep/NAME/, MLflow runs and steps/sweep.json, which pick reads; vacuum removes files of
-the tables, forget erases users from them and leaves forgotten.json.
+Beside the road: sweep leaves sweep/NAME/, MLflow runs and steps/sweep.json, which pick reads; abtest plan and abtest
+read leave steps/abtest_plan.json and steps/abtest.json; vacuum removes files of the tables, forget erases users from
+them and leaves forgotten.json.
 """
 
 import hashlib
@@ -46,7 +47,7 @@ from models.stream import sampled
 from models.train import Learned
 from models.train import train as fit_policies
 from models.training import BEHAVIOUR, TrainConfig
-from pipelines import erase, explaining
+from pipelines import abtest_tables, abtesting, erase, explaining
 from pipelines import summary as summaries
 from pipelines import sweep as sweeps
 from pipelines import vacuum as retention
@@ -669,6 +670,22 @@ def _with_learning(
             "champion": left["promote"]["registry"]["champion"],
         },
     }
+
+
+def abtest_plan(config: Config) -> dict[str, Any]:
+    """Say how many users and days the experiment of [abtest] needs, from the log's own variance."""
+    with _step(config, "abtest_plan") as result:
+        result.update(abtesting.run_plan(config))
+        console.print(abtest_tables.plan_table(result), highlight=False)
+    return result
+
+
+def abtest_read(config: Config) -> dict[str, Any]:
+    """Say what the arms of [abtest] differ in, and whether that is what evaluation had predicted."""
+    with _step(config, "abtest") as result:
+        result.update(abtesting.run_read(config, _step_path(config, "evaluate")))
+        console.print(abtest_tables.read_table(result), highlight=False)
+    return result
 
 
 def vacuum(config: Config, dry_run: bool = False) -> dict[str, retention.Removed]:

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TARGETS = set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), re.M))
 COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands}
+COMMANDS |= {group.name for group in app.registered_groups}
 
 
 def test_the_readme_names_the_two_commands():

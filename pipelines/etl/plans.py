@@ -50,12 +50,12 @@ def max_lateness(config: Config) -> int:
 
 def as_of(config: Config) -> int:
     """The moment after which nothing logged is believed, us: as configured, or now."""
-    return _moment(config.etl.as_of, "etl.as_of") if config.etl.as_of else _micros(datetime.now(UTC))
+    return moment(config.etl.as_of, "etl.as_of") if config.etl.as_of else _micros(datetime.now(UTC))
 
 
 def watermark(config: Config, found: int) -> int:
     """W, us: as configured, or as found in the log."""
-    return _moment(config.etl.watermark, "etl.watermark") if config.etl.watermark else found
+    return moment(config.etl.watermark, "etl.watermark") if config.etl.watermark else found
 
 
 def text_of(moment: int) -> str:
@@ -63,7 +63,8 @@ def text_of(moment: int) -> str:
     return (EPOCH + timedelta(microseconds=moment)).isoformat()
 
 
-def _moment(text: str, key: str) -> int:
+def moment(text: str, key: str) -> int:
+    """A time in us from ISO 8601, UTC where it names no zone. Raises InputError naming the configuration's `key`."""
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
