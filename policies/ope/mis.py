@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from models.errors import InputError
 from models.table import Transitions
@@ -39,30 +38,22 @@ class Marginal:
 
     def over(self, counts: Floats) -> "MarginalSums":
         """The sums of each resample, user u counted `counts` [R, U] times."""
-        users, groups, bins = counts.shape[1], int(self.group.max(initial=0)) + 1, self.bins
-        components = self.reward.shape[1]
-        moved = np.zeros((len(counts), groups, bins, bins))
-        weighted = np.zeros((len(counts), groups, bins, components))
-        weight, observed = np.zeros((len(counts), groups, bins)), np.zeros((len(counts), groups, bins))
-        goes_on = np.diff(self.user, append=-1) == 0
-        for group in range(groups):
-            rows = np.flatnonzero(self.group == group)
-            on = rows[goes_on[rows]]
-
-            def totals(rows: Integers, column: Integers, values: Floats, columns: int) -> Floats:
-                # One user has one row a step: a sparse matrix [U, columns] with the values of those rows.
-                cells = sparse.csr_array((values, (self.user[rows], column)), shape=(users, columns))
-                found: Floats = counts @ cells
-                return found
-
-            place, ratio = self.bin[rows], self.ratio[rows]
-            weight[:, group] = totals(rows, place, ratio, bins)
-            observed[:, group] = totals(rows, place, np.ones(len(rows)), bins)
-            for component in range(components):
-                earned = ratio * self.reward[rows, component]
-                weighted[:, group, :, component] = totals(rows, place, earned, bins)
-            pair = self.bin[on] * bins + self.bin[on + 1]
-            moved[:, group] = totals(on, pair, self.ratio[on], bins * bins).reshape(-1, bins, bins)
+        groups, bins, components = int(self.group.max(initial=0)) + 1, self.bins, self.reward.shape[1]
+        sums = np.zeros((len(counts), groups, bins, components + 2 + bins))
+        own = np.column_stack([self.ratio[:, None] * self.reward, self.ratio, np.ones_like(self.ratio)])
+        on = np.flatnonzero(np.diff(self.user, append=-1) == 0)
+        arrives = np.full(len(self.user), -1)
+        arrives[on] = self.bin[on + 1]
+        by_user = np.ascontiguousarray(counts.T)
+        # One user has one row a step: rows of a step and bin are a part of the users, and few matrix products do.
+        order = np.lexsort((self.bin, self.group))
+        cell = self.group[order] * bins + self.bin[order]
+        for rows in np.split(order, np.flatnonzero(np.diff(cell)) + 1) if len(order) else []:
+            goes = (arrives[rows, None] == np.arange(bins)) * self.ratio[rows, None]
+            found = by_user[self.user[rows]].T @ np.column_stack([own[rows], goes])
+            sums[:, self.group[rows[0]], self.bin[rows[0]]] = found
+        weighted, weight, observed = sums[..., :components], sums[..., components], sums[..., components + 1]
+        moved = sums[..., components + 2 :]
         return MarginalSums(moved, weighted, weight, observed)
 
 
