@@ -10,7 +10,8 @@ logged_at):
 | users      | user_id, valid_from, time_zone, tenure_days |
 | candidates | candidate_id, user_id, decide_at, legal_actions, context |
 
-The context is relevance (double) and near_real_time (0 or 1), both null where no item waits.
+The context is relevance (double) and near_real_time (1 where the system sent a near-real-time notification in the 24
+hours before, else 0), both null where no item waits. What the system sends of itself are events without a decision_id.
 """
 
 import shutil

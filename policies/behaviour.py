@@ -73,16 +73,25 @@ class Behaviour:
     """Standard deviation of the log of a user's own rate within the segment."""
     tenure_days: tuple[float, float, float] = (250.0, 400.0, 700.0)
     """Mean age of an account at the start of the log (exponential)."""
-    arrivals_per_day: tuple[float, float, float] = (0.8, 1.1, 1.6)
+    visits_by_weekday: tuple[float, float] = (0.96, 1.1)
+    """Factor of the visit rate on weekdays and at weekends, mean 1 over a week."""
+    arrivals_per_day: tuple[float, float, float] = (0.6, 0.85, 1.25)
     """Items entering the queue (Poisson, at most two a step)."""
+    near_real_time_per_day: tuple[float, float, float] = (0.1, 0.15, 0.25)
+    """Near-real-time notifications, which the system sends at once (Poisson, at most one a step)."""
+    arrivals_by_weekday: tuple[float, float] = (1.06, 0.85)
+    """Factor of both on weekdays and at weekends, mean 1 over a week."""
+    demand_persistence: float = 0.8
+    demand_spread: float = 0.15
+    """World-wide factor of both, from day to day: log demand is an AR(1) of this autocorrelation and standard
+    deviation."""
     relevance_noise: float = 0.08
     """Standard deviation of observed less true relevance."""
-    near_real_time: float = 0.15
-    """Share of items that are near-real-time: shorter life, higher click odds."""
     lifetime_hours: tuple[float, float] = (36.0, 60.0)
-    near_real_time_hours: tuple[float, float] = (8.0, 16.0)
     """An item expires this long after it arrives (uniform)."""
-    badge_pull: float = 0.1
+    expired_sent: float = 0.5
+    """Chance that the system sends an item that expired unsent; the others are dropped."""
+    badge_pull: float = 0.15
     """Relative rise of the visit rate per unseen notification, up to three."""
     habit_gain: float = 0.08
     habit_days: float = 14.0
@@ -90,19 +99,21 @@ class Behaviour:
     """Habit h in [0, 1]: h += gain (1 - h) at a visit, decays over `habit_days`; the visit rate carries exp(pull h)."""
     fatigue_days: float = 4.0
     fatigue_gain: float = 2.0
-    fatigue_visits: tuple[float, float, float] = (0.4, 0.32, 0.08)
-    """Fatigue f += gain (1 - r)^2 at a send of relevance r, decays over `fatigue_days`; the visit rate carries
-    exp(-visits f)."""
-    click_odds: tuple[float, float, float] = (-5.8, -5.0, -4.4)
+    fatigue_visits: tuple[float, float, float] = (0.22, 0.18, 0.05)
+    """Fatigue f += gain a at a send that annoys by a = (1 - r)^2, r its relevance; it decays over `fatigue_days`; the
+    visit rate carries exp(-visits f)."""
+    system_annoyance: float = 0.5
+    """Multiplies a where the system sent: a reply or a last reminder is expected more than a pick of the policy."""
+    click_odds: tuple[float, float, float] = (-5.9, -5.1, -4.5)
     click_relevance: float = 4.5
     click_near_real_time: float = 0.4
     click_fatigue: float = 0.25
-    """Log odds of a click on a send: odds + relevance r + near_real_time - fatigue f."""
+    """Log odds of a click on a send: odds + relevance r + near_real_time (if it is one) - fatigue f."""
     click_minutes: float = 15.0
     """Median delay of a click (log-normal, log sd 1.5), under 24 h."""
-    disable: float = 0.008
+    disable: float = 0.007
     disable_fatigue: float = 0.45
-    """Chance that a send not clicked makes the user switch notifications off: disable (1 - r)^2 exp(fatigue f)."""
+    """Chance that a send not clicked makes the user switch notifications off: disable a exp(fatigue f)."""
     enable_per_day: float = 0.02
     """Hazard of switching them on again."""
     dismiss: float = 0.25

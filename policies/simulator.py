@@ -15,7 +15,8 @@ from rich.progress import track
 
 from models.errors import InputError
 from policies.behaviour import DAY, HOUR, KINDS, SEGMENTS, ZONES, SimulatorConfig
-from policies.world import Reviews, Rows, World
+from policies.rows import Rows
+from policies.world import Reviews, World
 
 __all__ = [
     "COMPONENTS",
@@ -36,8 +37,9 @@ Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Columns = dict[str, NDArray[Any]]
 
-COMPONENTS = ("sends", "clicks", "visits", "weekly_active_days", "disables", "ctr")
-"""What has a true value; `ctr` is the ratio clicks / sends, the others are per user-week."""
+COMPONENTS = ("sends", "clicks", "visits", "weekly_active_days", "disables", "delivered", "ctr")
+"""What has a true value; `ctr` is the ratio clicks / sends, the others are per user-week. `sends` and `clicks` are the
+policy's own; `delivered` is all that reaches the user, the system's notifications too."""
 WEEK = 7 * DAY
 
 
@@ -54,7 +56,7 @@ class View:
     relevance: Floats
     """[n] NaN where no item waits"""
     near_real_time: Floats
-    """[n] 0 or 1, NaN where no item waits"""
+    """[n] 1 where the system sent a near-real-time notification in the 24 hours before, else 0; NaN where no item"""
     _decisions: Rows
     _events: Rows
     _users: Columns
@@ -148,7 +150,7 @@ def simulate(config: SimulatorConfig, seed: int, decide: Decide | None = None, u
         )
         probabilities = _checked(decide(view), reviews)
         # One uniform per review, whoever decides: two policies that agree on a probability agree on the action.
-        action = (world.noise("policy", step)[reviews.user] >= probabilities[:, 0]).astype(np.int64)
+        action = (world.noise("action", step)[reviews.user] >= probabilities[:, 0]).astype(np.int64)
         world.act(action, probabilities[np.arange(len(action)), action])
     return _log(world)
 
@@ -201,8 +203,9 @@ def _log(world: World) -> Log:
 def user_totals(log: Log) -> dict[str, Floats]:
     """Per user [U] the sums of the reward components over (first decision, end], and the `days` covered.
 
-    clicks occur within 24 h of their send; weekly_active_days is the measure of the times at which the user had visited
-    in the 7 days before; a closed account stays covered to the end. Days of 86,400 s.
+    clicks occur within 24 h of a send that was decided; delivered and visits count what the system sent and what that
+    brought too; weekly_active_days is the measure of the times at which the user had visited in the 7 days before; a
+    closed account stays covered to the end. Days of 86,400 s.
     """
     users = len(log.users["user"])
     decisions, events = log.decisions, log.events
@@ -216,7 +219,7 @@ def user_totals(log: Log) -> dict[str, Floats]:
     kind = {name: events["kind"] == code for code, name in enumerate(KINDS)}
     sent_at = np.zeros((users, int(decisions["day"].max(initial=0)) + 1), np.int64)
     sent_at[decisions["user"], decisions["day"]] = decisions["at"]
-    clicked = np.flatnonzero(kind["click"] & covered)
+    clicked = np.flatnonzero(kind["click"] & covered & (events["day"] >= 0))
     clicked_user = events["user"][clicked]
     in_window = events["at"][clicked] - sent_at[clicked_user, events["day"][clicked]] <= 24 * HOUR
     visit_user, visit_at = events["user"][kind["session_start"]], events["at"][kind["session_start"]]
@@ -227,6 +230,7 @@ def user_totals(log: Log) -> dict[str, Floats]:
         "visits": count(events["user"][kind["session_start"] & covered]),
         "weekly_active_days": _active_days(visit_user, visit_at, first, log.end),
         "disables": count(events["user"][kind["disable"] & covered]),
+        "delivered": count(events["user"][kind["delivered"] & covered]),
     }
 
 
@@ -309,6 +313,7 @@ def calibration(config: SimulatorConfig, seed: int) -> dict[str, float]:
         "weekly_active_share": active.mean(),
         **by_segment,
         "sends_per_user_week": totals["sends"].sum() / weeks,
+        "delivered_per_user_week": totals["delivered"].sum() / weeks,
         "visits_per_user_week": totals["visits"].sum() / weeks,
         "click_through_rate": totals["clicks"].sum() / totals["sends"].sum(),
         "send_share_of_choices": log.decisions["action"].sum() / log.decisions["send_legal"].sum(),

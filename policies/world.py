@@ -6,11 +6,7 @@ on one seed live through the same luck (common random numbers), and the first us
 smaller one.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any
-from zoneinfo import ZoneInfo
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,43 +26,32 @@ from policies.behaviour import (
     Behaviour,
     SimulatorConfig,
 )
+from policies.calendar import demand, local_hours
+from policies.queues import Queues
+from policies.rows import Rows, arrival_delay
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Booleans = NDArray[np.bool_]
 
+_ANSWERS = (
+    *("delivered_at", "delivered_late", "click", "click_at"),
+    *("disable", "disable_at", "dismiss", "dismiss_at", "dismiss_late"),
+)
+_SENDERS = ("policy", "push", "expired")
+"""Who sends: the policy at a review; the system, a near-real-time notification or an item that expired unsent."""
 _PURPOSES = (
-    *("segment", "zone", "base_visits", "tenure", "fatigue", "review_step", "review_minute", "policy", "arrivals"),
-    *(f"{what}_{item}" for item in (0, 1) for what in ("relevance", "relevance_noise", "lifetime", "near_real_time")),
-    *("close", "close_at", "enable", "enable_at", "visit", "visit_at", "visit_late", "settle_late", "delivered_at"),
-    *("delivered_late", "click", "click_at", "disable", "disable_at", "dismiss", "dismiss_at", "dismiss_late"),
+    *("segment", "zone", "base_visits", "tenure", "fatigue", "review_step", "review_minute", "action", "arrivals"),
+    *(f"{what}_{item}" for item in (0, 1) for what in ("relevance", "relevance_noise", "lifetime")),
+    *("push", "push_at", "push_relevance", "expired", "expired_at"),
+    *("close", "close_at", "enable", "enable_at", "visit", "visit_at", "visit_late", "settle_late"),
+    *(f"{sender}_{what}" for sender in _SENDERS for what in _ANSWERS),
 )
 _KEY = {purpose: index for index, purpose in enumerate(_PURPOSES)}
-
-
-class Rows:
-    """Append-only columns of equal length, grown by doubling."""
-
-    def __init__(self, **types: type) -> None:
-        self.length = 0
-        self._columns: dict[str, NDArray[Any]] = {name: np.empty(1024, dtype) for name, dtype in types.items()}
-
-    def append(self, **values: NDArray[Any]) -> None:
-        """Add rows; every column is given."""
-        end = self.length + len(next(iter(values.values())))
-        for name, column in self._columns.items():
-            if end > len(column):
-                self._columns[name] = column = np.concatenate([column, np.empty(end, column.dtype)])
-            column[self.length : end] = values[name]
-        self.length = end
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        """One column [rows so far]; a view, not a copy."""
-        return self._columns[name][: self.length]
-
-    def where(self, rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Copies of every column at the given rows (mask or indices)."""
-        return {name: column[: self.length][rows] for name, column in self._columns.items()}
+_BEFORE = 15
+"""Steps before the start that fill the queues: the longest life of an item."""
+_REVIEWS_UNTIL = int(3.5 * HOUR)
+"""Reviews fall into this first part of a step; in the rest the system deals with what has expired."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +68,8 @@ class Reviews:
     relevance: Floats
     """[n] observed relevance of the best live item, NaN where none"""
     near_real_time: Floats
-    """[n] 0 or 1, NaN where there is no item"""
-    slot: Integers
+    """[n] 1 where the system sent a near-real-time notification in the 24 hours before, else 0; NaN where no item"""
+    place: Integers
     """[n] where the item lies in the user's queue"""
 
 
@@ -97,10 +82,12 @@ class World:
         if seed < 0:
             raise InputError(f"seed is {seed}; it must be 0 or more.")
         self.config, self.seed = config, seed
-        self.behaviour = behaviour or Behaviour()
+        self.behaviour = b = behaviour or Behaviour()
         self.size = config.users if users is None else users
         self.start = config.start_us
         self.steps = config.days * STEPS_PER_DAY
+        span = (self.start, -_BEFORE, self.steps + STEPS_PER_DAY)
+        self._clock, self._demand = local_hours(*span), demand(*span, b.demand_persistence, b.demand_spread)
         self.reset()
 
     def reset(self) -> None:
@@ -117,14 +104,14 @@ class World:
         visits = self.visits_per_day * b.habit_gain * b.habit_days
         self.habit: Floats = visits / (1 + visits)
         self.badge: Integers = np.zeros(size, np.int64)
-        self.on: Booleans = np.ones(size, np.bool_)
+        self._on_from: Integers = np.zeros(size, np.int64)
+        self._off_from: Integers = np.full(size, NEVER)
         self.closed_at: Integers = np.full(size, NEVER)
-        # A click on day d's send comes within 24 h, before the review of day d + 2: two slots never collide.
-        self._click_at: Integers = np.full((size, 2), NEVER)
-        self._click_day: Integers = np.zeros((size, 2), np.int64)
         self._last_visit: Integers = np.zeros(size, np.int64)
-        self._expiry: Integers = np.zeros((size, 8), np.int64)
-        self._relevance, self._seen, self._near = (np.zeros((size, 8)) for _ in range(3))
+        self._pushed_at: Integers = np.zeros(size, np.int64)
+        self._due: Integers = np.empty((3, 0), np.int64)  # clicks to come: user, at, day of the decision
+        self._sent: list[tuple[Integers, Integers]] = []
+        self._queues = Queues(size)
         self.decisions = Rows(
             user=np.int64,
             at=np.int64,
@@ -136,17 +123,18 @@ class World:
             near_real_time=np.float64,
         )
         self.events = Rows(user=np.int64, at=np.int64, logged=np.int64, kind=np.int64, day=np.int64)
-        self._clock = _local_clock(self.start, -15, self.steps + STEPS_PER_DAY)
         self.review_at: Integers = self._schedule()
         # The watermark that the lake's own rows imply, but for seconds: no decision is known later.
         self.end = int(self.review_at[:-1].max())
-        for step in range(-15, 0):
+        for step in range(-_BEFORE, 0):
             self._arrive(step)
+        # What would have expired before the start was dealt with then.
+        self._queues.expiry[self._queues.expiry <= self.start] = 0
         self._reviews: Reviews | None = None
 
-    def noise(self, purpose: str, step: int = -16) -> Floats:
+    def noise(self, purpose: str, step: int = -_BEFORE - 1) -> Floats:
         """[U] uniform numbers in (0, 1) for one purpose in one step: the same whatever was done before."""
-        key = np.array([self.seed, (step + 16) * 64 + _KEY[purpose]], np.uint64)
+        key = np.array([self.seed, (step + _BEFORE + 1) * 64 + _KEY[purpose]], np.uint64)
         draws: Floats = np.random.Generator(np.random.Philox(key=key)).random(self.size)
         return np.maximum(draws, 1e-12)
 
@@ -155,19 +143,23 @@ class World:
 
         The visits of the step may come after the review; who reads the log so far must compare times.
         """
-        close = self._close(step)
-        self._arrive(step)
-        enabled_at = self._enable(step)
-        self._last_visit[:] = 0
-        self._settle(step, "visit_late")
-        self._visit(step, ~close)
-        day = step // STEPS_PER_DAY
-        at = self.review_at[day]
-        start = self.start + step * STEP
-        user = np.flatnonzero((at >= start) & (at < start + STEP) & (at < self.closed_at))
-        self._reviews = self._review(user, at[user], day, self.on[user] | (enabled_at[user] < at[user]))
-        self.on |= enabled_at < NEVER
         self._step = step
+        day, start = step // STEPS_PER_DAY, self.start + step * STEP
+        open_ = self.closed_at == NEVER
+        self._close(step, open_)
+        self._arrive(step)
+        self._enable(step)
+        self._last_visit[:] = 0
+        at = self.review_at[day]
+        reviewed = (at >= start) & (at < start + STEP)
+        user, pushed_at = self._pushes(step)
+        early = ~reviewed[user] | (pushed_at < at[user])
+        self._push(user[early], pushed_at[early])
+        self._later = user[~early], pushed_at[~early]
+        self._settle(step, "visit_late")
+        self._visit(step, open_)
+        user = np.flatnonzero(reviewed & (at < self.closed_at))
+        self._reviews = self._review(user, at[user], day)
         return self._reviews
 
     def act(self, action: Integers, propensity: Floats) -> None:
@@ -189,14 +181,17 @@ class World:
             near_real_time=reviews.near_real_time,
         )
         sent = action == 1
-        user, at, slot = reviews.user[sent], reviews.at[sent], reviews.slot[sent]
-        self._send(user, at, slot, reviews.day)
+        user = reviews.user[sent]
+        self._send("policy", user, reviews.at[sent], self._queues.take(user, reviews.place[sent]), reviews.day)
+        self._push(*self._later)
+        self._expire(self._step)
         self._settle(self._step, "settle_late")
         b = self.behaviour
         visited = self._last_visit > 0
         self.badge[visited] = 0
-        unseen = self._last_visit[user] < at
-        self.badge[user[unseen]] += 1
+        for user, at in self._sent:
+            self.badge[user[self._last_visit[user] < at]] += 1
+        self._sent.clear()
         self.habit *= np.exp(-STEP / (b.habit_days * DAY))
         self.habit += visited * b.habit_gain * (1 - self.habit)
         self.fatigue *= np.exp(-STEP / (b.fatigue_days * DAY))
@@ -206,18 +201,18 @@ class World:
         """The reviews of the day after the last one, for every open account, from the queues as they are at the end."""
         at = self.review_at[self.config.days]
         user = np.flatnonzero(self.closed_at == NEVER)
-        return self._review(user, at[user], self.config.days, self.on[user])
+        return self._review(user, at[user], self.config.days)
 
-    def _review(self, user: Integers, at: Integers, day: int, on: Booleans) -> Reviews:
-        live = self._expiry[user] > at[:, None]
-        score = np.where(live, self._seen[user], -1.0)
-        slot = score.argmax(1)
-        waits = live.any(1)
-        legal = np.column_stack([np.ones(len(user), np.bool_), waits & on])
-        rows = np.arange(len(user))
-        relevance = np.where(waits, score[rows, slot], np.nan)
-        near = np.where(waits, self._near[user, slot], np.nan)
-        return Reviews(user, at, day, legal, relevance, near, slot)
+    def reachable(self, user: Integers, at: Integers) -> Booleans:
+        """[n] whether each user's notifications are on at a moment of the step, as far as it has been played."""
+        return (self._on_from[user] < at) & (at <= self._off_from[user])
+
+    def _review(self, user: Integers, at: Integers, day: int) -> Reviews:
+        place, relevance = self._queues.best(user, at)
+        waits = ~np.isnan(relevance)
+        legal = np.column_stack([np.ones(len(user), np.bool_), waits & self.reachable(user, at)])
+        pushed = (at - self._pushed_at[user] <= DAY).astype(np.float64)
+        return Reviews(user, at, day, legal, relevance, np.where(waits, pushed, np.nan), place)
 
     def _schedule(self) -> Integers:
         """[days + 1, U] review times: one a UTC day, in a step whose middle lies in the user's waking hours.
@@ -227,104 +222,128 @@ class World:
         rows = []
         for day in range(self.config.days + 1):
             first = day * STEPS_PER_DAY
-            hours = np.array([self._clock[step][0] for step in range(first, first + STEPS_PER_DAY)])  # [6, zones]
+            hours = np.array([self._clock[step].hour for step in range(first, first + STEPS_PER_DAY)])  # [6, zones]
             waking = ((hours >= 8) & (hours < 22)).T
             order = np.argsort(~waking, axis=1, kind="stable")
             pick = (self.noise("review_step", first) * waking.sum(1)[self.zone]).astype(np.int64)
             step = first + order[self.zone, pick]
-            minute = (self.noise("review_minute", first) * 3.5 * HOUR).astype(np.int64)
+            minute = (self.noise("review_minute", first) * _REVIEWS_UNTIL).astype(np.int64)
             rows.append(self.start + step * STEP + minute)
         return np.stack(rows)
 
+    def _arrivals(self, step: int, per_day: tuple[float, float, float]) -> Floats:
+        """[U] expected arrivals of a step: the segment's rate by hour, weekday and demand."""
+        clock = self._clock[step]
+        by_zone = clock.activity * clock.by_weekday(*self.behaviour.arrivals_by_weekday) * self._demand[step]
+        return np.asarray(per_day)[self.segment] / STEPS_PER_DAY * by_zone[self.zone]
+
     def _arrive(self, step: int) -> None:
         b, start = self.behaviour, self.start + step * STEP
-        hour, _ = self._clock[step]
-        rate = np.asarray(b.arrivals_per_day)[self.segment] / STEPS_PER_DAY * _by_hour(hour)[self.zone]
+        rate = self._arrivals(step, b.arrivals_per_day)
         draw = self.noise("arrivals", step)
+        low, high = b.lifetime_hours
         for item, least in enumerate((np.exp(-rate), np.exp(-rate) * (1 + rate))):
             user = np.flatnonzero(draw > least)
-            noise = {
-                what: self.noise(f"{what}_{item}", step)[user]
-                for what in ("relevance", "relevance_noise", "lifetime", "near_real_time")
-            }
-            # Kumaraswamy(2, 3): like Beta(2, 2.4), with an inverse in closed form.
-            relevance = np.sqrt(1 - (1 - noise["relevance"]) ** (1 / 3))
-            near = noise["near_real_time"] < b.near_real_time
-            low, high = np.where(near, np.array(b.near_real_time_hours)[:, None], np.array(b.lifetime_hours)[:, None])
-            slot = self._expiry[user].argmin(1)
-            self._expiry[user, slot] = start + ((low + (high - low) * noise["lifetime"]) * HOUR).astype(np.int64)
-            self._relevance[user, slot] = relevance
-            self._seen[user, slot] = np.clip(relevance + b.relevance_noise * ndtri(noise["relevance_noise"]), 0, 1)
-            self._near[user, slot] = near
+            relevance = _relevance(self.noise(f"relevance_{item}", step)[user])
+            error = b.relevance_noise * ndtri(self.noise(f"relevance_noise_{item}", step)[user])
+            hours = low + (high - low) * self.noise(f"lifetime_{item}", step)[user]
+            self._queues.add(user, start + (hours * HOUR).astype(np.int64), relevance, np.clip(relevance + error, 0, 1))
 
-    def _close(self, step: int) -> Booleans:
-        """[U] accounts that were already closed; those that close in this step are logged with their time."""
-        closed = self.closed_at < NEVER
+    def _pushes(self, step: int) -> tuple[Integers, Integers]:
+        """Users with a near-real-time notification in the step, at most one each, and its time."""
+        rate = self._arrivals(step, self.behaviour.near_real_time_per_day)
+        user = np.flatnonzero(self.noise("push", step) < -np.expm1(-rate))
+        return user, self.start + step * STEP + (self.noise("push_at", step)[user] * STEP).astype(np.int64)
+
+    def _push(self, user: Integers, at: Integers) -> None:
+        """The system sends what cannot wait, whatever the policy does."""
+        there = self.reachable(user, at) & (at < self.closed_at[user])
+        user, at = user[there], at[there]
+        self._pushed_at[user] = at
+        self._send("push", user, at, _relevance(self.noise("push_relevance", self._step)[user]))
+
+    def _expire(self, step: int) -> None:
+        """Of what has expired unsent the system sends a share and drops the rest, in the last half hour of a step.
+
+        At most one item, and no other notification of the system in the step: what is left waits for the next one.
+        """
+        start = self.start + step * STEP
+        user, place = self._queues.expired(start + STEP)
+        free = self._pushed_at[user] < start
+        user, place = user[free], place[free]
+        relevance = self._queues.take(user, place)
+        at = np.full(len(user), start + _REVIEWS_UNTIL)
+        at += (self.noise("expired_at", step)[user] * (STEP - _REVIEWS_UNTIL)).astype(np.int64)
+        sent = self.noise("expired", step)[user] < self.behaviour.expired_sent
+        sent &= self.reachable(user, at) & (at < self.closed_at[user])
+        self._send("expired", user[sent], at[sent], relevance[sent])
+
+    def _close(self, step: int, open_: Booleans) -> None:
+        """Accounts that close in this step are logged with their time."""
         chance = self.behaviour.close_per_day / STEPS_PER_DAY * (1 + self._tired())
-        user = np.flatnonzero((self.noise("close", step) < chance) & ~closed)
+        user = np.flatnonzero((self.noise("close", step) < chance) & open_)
         at = self.start + step * STEP + (self.noise("close_at", step)[user] * STEP).astype(np.int64)
         self.closed_at[user] = at
         self._log("account_closed", user, at)
-        return closed
 
-    def _enable(self, step: int) -> Integers:
-        """[U] when notifications are switched on again in this step, NEVER where they are not."""
-        user = np.flatnonzero((self.noise("enable", step) < self.behaviour.enable_per_day / STEPS_PER_DAY) & ~self.on)
-        at = self.start + step * STEP + (self.noise("enable_at", step)[user] * STEP).astype(np.int64)
-        enabled_at = np.full(self.size, NEVER)
-        enabled_at[user] = at
+    def _enable(self, step: int) -> None:
+        """Some who switched off before the step switch on again in it."""
+        start = self.start + step * STEP
+        chance = self.behaviour.enable_per_day / STEPS_PER_DAY
+        user = np.flatnonzero((self.noise("enable", step) < chance) & (self._off_from < start))
+        at = start + (self.noise("enable_at", step)[user] * STEP).astype(np.int64)
+        self._on_from[user], self._off_from[user] = at, NEVER
         self._emit("enable", user, at)
-        return enabled_at
 
     def _visit(self, step: int, open_: Booleans) -> None:
-        b = self.behaviour
-        hour, weekend = self._clock[step]
-        rate = self.visits_per_day / STEPS_PER_DAY * (_by_hour(hour) * np.where(weekend, 1.1, 0.96))[self.zone]
+        b, clock = self.behaviour, self._clock[step]
+        rate = self.visits_per_day / STEPS_PER_DAY
+        rate *= (clock.activity * clock.by_weekday(*b.visits_by_weekday))[self.zone]
         rate *= np.exp(b.habit_pull * self.habit - np.asarray(b.fatigue_visits)[self.segment] * self._tired())
         rate *= 1 + b.badge_pull * np.minimum(self.badge, 3)
         user = np.flatnonzero((self.noise("visit", step) < -np.expm1(-rate)) & open_)
         at = self.start + step * STEP + (self.noise("visit_at", step)[user] * STEP).astype(np.int64)
-        self._emit("session_start", user, at, late=self.noise("visit_late", step))
+        self._emit("session_start", user, at, late=self.noise("visit_late", step)[user])
         self._last_visit[user] = np.maximum(self._last_visit[user], at)
 
-    def _send(self, user: Integers, at: Integers, slot: Integers, day: int) -> None:
-        b, step = self.behaviour, self._step
-        relevance, tired = self._relevance[user, slot], self._tired()[user]
-        self._expiry[user, slot] = 0
-        days = np.full(len(user), day)
-        delivered = at + SECOND + (self.noise("delivered_at", step)[user] * 3 * SECOND).astype(np.int64)
-        self._emit("delivered", user, delivered, days, self.noise("delivered_late", step))
+    def _send(self, sender: str, user: Integers, at: Integers, relevance: Floats, day: int = -1) -> None:
+        """What follows from one notification to each of n different users; without `day` no decision is behind it."""
+        b = self.behaviour
+        noise = {what: self.noise(f"{sender}_{what}", self._step)[user] for what in _ANSWERS}
+        tired, days = self._tired()[user], np.full(len(user), day)
+        delivered = at + SECOND + (noise["delivered_at"] * 3 * SECOND).astype(np.int64)
+        self._emit("delivered", user, delivered, days, noise["delivered_late"])
 
-        odds = np.asarray(b.click_odds)[self.segment[user]] + b.click_relevance * relevance
-        odds += b.click_near_real_time * self._near[user, slot] - b.click_fatigue * tired
-        clicks = self.noise("click", step)[user] < expit(odds)
-        minutes = b.click_minutes * np.exp(1.5 * ndtri(self.noise("click_at", step)[user]))
+        odds = np.asarray(b.click_odds)[self.segment[user]] + b.click_relevance * relevance - b.click_fatigue * tired
+        odds += b.click_near_real_time * (sender == "push")
+        clicks = noise["click"] < expit(odds)
+        minutes = b.click_minutes * np.exp(1.5 * ndtri(noise["click_at"]))
         click_at = at + (np.clip(minutes, 0.1, 23.9 * 60) * MINUTE).astype(np.int64)
-        self._click_at[user[clicks], day % 2] = click_at[clicks]
-        self._click_day[user[clicks], day % 2] = day
+        self._due = np.column_stack([self._due, [user[clicks], click_at[clicks], days[clicks]]])
 
-        chance = np.minimum(b.disable * (1 - relevance) ** 2 * np.exp(b.disable_fatigue * tired), 0.5)
-        off = ~clicks & (self.noise("disable", step)[user] < chance)
-        off_at = at + ((0.2 + 29 * self.noise("disable_at", step)[user]) * MINUTE).astype(np.int64)
+        annoyance = (1 - relevance) ** 2 * (1.0 if sender == "policy" else b.system_annoyance)
+        chance = np.minimum(b.disable * annoyance * np.exp(b.disable_fatigue * tired), 0.5)
+        # Who is about to switch off because of an earlier notification does so once.
+        off = ~clicks & (noise["disable"] < chance) & (self._off_from[user] == NEVER)
+        off_at = at + ((0.2 + 29 * noise["disable_at"]) * MINUTE).astype(np.int64)
         self._emit("disable", user[off], off_at[off], days[off])
-        self.on[user[off]] = False
+        self._off_from[user[off]] = off_at[off]
 
-        dismiss = ~clicks & ~off & (self.noise("dismiss", step)[user] < b.dismiss)
-        dismiss_at = at + ((0.1 + 29 * self.noise("dismiss_at", step)[user]) * MINUTE).astype(np.int64)
-        late = self.noise("dismiss_late", step)
-        self._emit("dismiss", user[dismiss], dismiss_at[dismiss], days[dismiss], late)
-        self.fatigue[user] += b.fatigue_gain * (1 - relevance) ** 2
+        dismiss = ~clicks & ~off & (noise["dismiss"] < b.dismiss)
+        dismiss_at = at + ((0.1 + 29 * noise["dismiss_at"]) * MINUTE).astype(np.int64)
+        self._emit("dismiss", user[dismiss], dismiss_at[dismiss], days[dismiss], noise["dismiss_late"][dismiss])
+        self.fatigue[user] += b.fatigue_gain * annoyance
+        self._sent.append((user, at))
 
     def _settle(self, step: int, late: str) -> None:
         """Clicks that are due before the end of the step, each with the session it opens a second later."""
-        for turn in (0, 1):
-            user = np.flatnonzero(self._click_at[:, turn] < self.start + (step + 1) * STEP)
-            at, days = self._click_at[user, turn], self._click_day[user, turn]
-            self._click_at[user, turn] = NEVER
-            delay = self.noise(late, step)
-            self._emit("click", user, at, days, delay)
-            self._emit("session_start", user, at + SECOND, late=delay)
-            self._last_visit[user] = np.maximum(self._last_visit[user], at + SECOND)
+        ready = self._due[1] < self.start + (step + 1) * STEP
+        user, at, days = self._due[:, ready]
+        self._due = self._due[:, ~ready]
+        delay = self.noise(late, step)[user]
+        self._emit("click", user, at, days, delay)
+        self._emit("session_start", user, at + SECOND, late=delay)
+        np.maximum.at(self._last_visit, user, at + SECOND)
 
     def _tired(self) -> Floats:
         return self.fatigue * self.config.fatigue_effect
@@ -334,7 +353,7 @@ class World:
     ) -> None:
         """Log events of open accounts; without `late` they are known at once, as settings are."""
         rows = (at < self.closed_at[user]) & (at < self.end)
-        delay = np.zeros(len(user), np.int64) if late is None else _delay(late[user], self.end - at)
+        delay = np.zeros(len(user), np.int64) if late is None else arrival_delay(late, self.end - at)
         self._log(kind, user[rows], at[rows], None if days is None else days[rows], delay[rows])
 
     def _log(
@@ -349,31 +368,7 @@ class World:
         )
 
 
-def _delay(u: Floats, left: Integers) -> Integers:
-    """Microseconds until an event is known: 85% within a minute, 13% within an hour, 2% within two days.
-
-    Never more than half the time `left` to the end: the lake is taken when everything before its end has arrived, so
-    that the log counts what truth counts.
-    """
-    ends, spans = np.array([0.0, 0.85, 0.98, 1.0]), np.array([MINUTE, HOUR, 2 * DAY])
-    part = np.searchsorted(ends[1:3], u, side="right")
-    share = (u - ends[part]) / (ends[part + 1] - ends[part])
-    delay: Integers = np.minimum((share * spans[part]).astype(np.int64), np.maximum(left, 0) // 2)
-    return delay
-
-
-def _by_hour(hour: Floats) -> Floats:
-    """Activity by local hour, mean 1 over a day: 1.8 at 19:00, 0.2 at 7:00."""
-    return 1 + 0.8 * np.cos(2 * np.pi * (hour - 19) / 24)
-
-
-def _local_clock(start: int, first: int, last: int) -> Mapping[int, tuple[Floats, Booleans]]:
-    """Step -> (local hour [zones], weekend [zones]) at the middle of the step; daylight saving included."""
-    zones = [ZoneInfo(name) for name in ZONES]
-    origin = datetime.fromtimestamp(start // SECOND, UTC)
-    clock = {}
-    for step in range(first, last):
-        moments = [(origin + timedelta(hours=4 * step + 2)).astimezone(zone) for zone in zones]
-        hours = np.array([moment.hour + moment.minute / 60 for moment in moments])
-        clock[step] = (hours, np.array([moment.weekday() >= 5 for moment in moments]))
-    return clock
+def _relevance(u: Floats) -> Floats:
+    """Kumaraswamy(2, 3), like Beta(2, 2.4), with an inverse in closed form."""
+    found: Floats = np.sqrt(1 - (1 - u) ** (1 / 3))
+    return found
