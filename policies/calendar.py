@@ -27,8 +27,14 @@ class Hour:
 
     hour: Floats
     """[Z] in [0, 24)"""
-    weekend: NDArray[np.bool_]
-    """[Z]"""
+    weekday: NDArray[np.int64]
+    """[Z] Monday 0"""
+
+    @property
+    def weekend(self) -> NDArray[np.bool_]:
+        """[Z]"""
+        found: NDArray[np.bool_] = self.weekday >= 5
+        return found
 
     @property
     def activity(self) -> Floats:
@@ -49,7 +55,7 @@ def local_hours(start: int, first: int, last: int) -> Mapping[int, Hour]:
     for step in range(first, last):
         moments = [(origin + timedelta(hours=4 * step + 2)).astimezone(zone) for zone in zones]
         hours = np.array([moment.hour + moment.minute / 60 for moment in moments])
-        clock[step] = Hour(hours, np.array([moment.weekday() >= 5 for moment in moments]))
+        clock[step] = Hour(hours, np.array([moment.weekday() for moment in moments]))
     return clock
 
 

@@ -44,3 +44,15 @@ class Queues:
         """[n] true relevance of the items at these places, which are free from now on."""
         self.expiry[user, place] = 0
         return self._relevance[user, place]
+
+
+def relevance_of(u: Floats) -> Floats:
+    """[n] relevance at the quantiles u: Kumaraswamy(2, 3), like Beta(2, 2.4) but with an inverse in closed form."""
+    found: Floats = np.sqrt(1 - (1 - u) ** (1 / 3))
+    return found
+
+
+def relevance_at_most(relevance: Floats) -> Floats:
+    """[n] its distribution function, 1 - (1 - r^2)^3."""
+    found: Floats = 1 - (1 - relevance**2) ** 3
+    return found

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from models.errors import InputError
-from policies.behaviour import DAY, HOUR, KINDS, SEGMENTS, ZONES, SimulatorConfig
+from policies.behaviour import DAY, HOUR, KINDS, SEGMENTS, WEEK, ZONES, Behaviour, SimulatorConfig
+from policies.ledger import REWARDS
 from policies.rows import Rows
 from policies.world import Reviews, World
 
@@ -37,10 +38,9 @@ Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Columns = dict[str, NDArray[Any]]
 
-COMPONENTS = ("sends", "clicks", "visits", "weekly_active_days", "disables", "delivered", "ctr")
+COMPONENTS = (*REWARDS, "ctr")
 """What has a true value; `ctr` is the ratio clicks / sends, the others are per user-week. `sends` and `clicks` are the
 policy's own; `delivered` is all that reaches the user, the system's notifications too."""
-WEEK = 7 * DAY
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class View:
     """[n] NaN where no item waits"""
     near_real_time: Floats
     """[n] 1 where the system sent a near-real-time notification in the 24 hours before, else 0; NaN where no item"""
+    hidden: World
+    """The world itself, for oracles that bound what can be reached; a policy must not read it."""
     _decisions: Rows
     _events: Rows
     _users: Columns
@@ -128,13 +130,19 @@ def always(view: View) -> Floats:
     return np.column_stack([~view.legal[:, 1], view.legal[:, 1]]).astype(np.float64)
 
 
-def simulate(config: SimulatorConfig, seed: int, decide: Decide | None = None, users: int | None = None) -> Log:
+def simulate(
+    config: SimulatorConfig,
+    seed: int,
+    decide: Decide | None = None,
+    users: int | None = None,
+    behaviour: Behaviour | None = None,
+) -> Log:
     """The log that `decide` (by default the logging policy of the config) writes in the world of `seed`.
 
     Raises InputError where `decide` returns anything but probabilities over the legal actions.
     """
     decide = decide or threshold(config.threshold, config.epsilon)
-    world = World(config, seed, users)
+    world = World(config, seed, users, behaviour)
     people = _users(world)
     for step in range(world.steps):
         reviews = world.begin(step)
@@ -144,6 +152,7 @@ def simulate(config: SimulatorConfig, seed: int, decide: Decide | None = None, u
             reviews.legal,
             reviews.relevance,
             reviews.near_real_time,
+            world,
             world.decisions,
             world.events,
             people,

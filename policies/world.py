@@ -27,7 +27,7 @@ from policies.behaviour import (
     SimulatorConfig,
 )
 from policies.calendar import demand, local_hours
-from policies.queues import Queues
+from policies.queues import Queues, relevance_of
 from policies.rows import Rows, arrival_delay
 
 Integers = NDArray[np.int64]
@@ -87,7 +87,7 @@ class World:
         self.start = config.start_us
         self.steps = config.days * STEPS_PER_DAY
         span = (self.start, -_BEFORE, self.steps + STEPS_PER_DAY)
-        self._clock, self._demand = local_hours(*span), demand(*span, b.demand_persistence, b.demand_spread)
+        self.clock, self._demand = local_hours(*span), demand(*span, b.demand_persistence, b.demand_spread)
         self.reset()
 
     def reset(self) -> None:
@@ -107,6 +107,7 @@ class World:
         self._on_from: Integers = np.zeros(size, np.int64)
         self._off_from: Integers = np.full(size, NEVER)
         self.closed_at: Integers = np.full(size, NEVER)
+        self.visited_at: Integers = np.zeros(size, np.int64)
         self._last_visit: Integers = np.zeros(size, np.int64)
         self._pushed_at: Integers = np.zeros(size, np.int64)
         self._due: Integers = np.empty((3, 0), np.int64)  # clicks to come: user, at, day of the decision
@@ -189,6 +190,7 @@ class World:
         b = self.behaviour
         visited = self._last_visit > 0
         self.badge[visited] = 0
+        self.visited_at = np.maximum(self.visited_at, self._last_visit)
         for user, at in self._sent:
             self.badge[user[self._last_visit[user] < at]] += 1
         self._sent.clear()
@@ -222,7 +224,7 @@ class World:
         rows = []
         for day in range(self.config.days + 1):
             first = day * STEPS_PER_DAY
-            hours = np.array([self._clock[step].hour for step in range(first, first + STEPS_PER_DAY)])  # [6, zones]
+            hours = np.array([self.clock[step].hour for step in range(first, first + STEPS_PER_DAY)])  # [6, zones]
             waking = ((hours >= 8) & (hours < 22)).T
             order = np.argsort(~waking, axis=1, kind="stable")
             pick = (self.noise("review_step", first) * waking.sum(1)[self.zone]).astype(np.int64)
@@ -233,7 +235,7 @@ class World:
 
     def _arrivals(self, step: int, per_day: tuple[float, float, float]) -> Floats:
         """[U] expected arrivals of a step: the segment's rate by hour, weekday and demand."""
-        clock = self._clock[step]
+        clock = self.clock[step]
         by_zone = clock.activity * clock.by_weekday(*self.behaviour.arrivals_by_weekday) * self._demand[step]
         return np.asarray(per_day)[self.segment] / STEPS_PER_DAY * by_zone[self.zone]
 
@@ -244,7 +246,7 @@ class World:
         low, high = b.lifetime_hours
         for item, least in enumerate((np.exp(-rate), np.exp(-rate) * (1 + rate))):
             user = np.flatnonzero(draw > least)
-            relevance = _relevance(self.noise(f"relevance_{item}", step)[user])
+            relevance = relevance_of(self.noise(f"relevance_{item}", step)[user])
             error = b.relevance_noise * ndtri(self.noise(f"relevance_noise_{item}", step)[user])
             hours = low + (high - low) * self.noise(f"lifetime_{item}", step)[user]
             self._queues.add(user, start + (hours * HOUR).astype(np.int64), relevance, np.clip(relevance + error, 0, 1))
@@ -260,7 +262,7 @@ class World:
         there = self.reachable(user, at) & (at < self.closed_at[user])
         user, at = user[there], at[there]
         self._pushed_at[user] = at
-        self._send("push", user, at, _relevance(self.noise("push_relevance", self._step)[user]))
+        self._send("push", user, at, relevance_of(self.noise("push_relevance", self._step)[user]))
 
     def _expire(self, step: int) -> None:
         """Of what has expired unsent the system sends a share and drops the rest, in the last half hour of a step.
@@ -296,7 +298,7 @@ class World:
         self._emit("enable", user, at)
 
     def _visit(self, step: int, open_: Booleans) -> None:
-        b, clock = self.behaviour, self._clock[step]
+        b, clock = self.behaviour, self.clock[step]
         rate = self.visits_per_day / STEPS_PER_DAY
         rate *= (clock.activity * clock.by_weekday(*b.visits_by_weekday))[self.zone]
         rate *= np.exp(b.habit_pull * self.habit - np.asarray(b.fatigue_visits)[self.segment] * self._tired())
@@ -366,9 +368,3 @@ class World:
             kind=np.full(len(user), KINDS.index(kind)),
             day=np.full(len(user), -1) if days is None else days,
         )
-
-
-def _relevance(u: Floats) -> Floats:
-    """Kumaraswamy(2, 3), like Beta(2, 2.4), with an inverse in closed form."""
-    found: Floats = np.sqrt(1 - (1 - u) ** (1 / 3))
-    return found
