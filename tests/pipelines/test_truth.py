@@ -12,9 +12,11 @@ from models import table
 from pipelines import jobs
 from pipelines.config import Config, validate
 from pipelines.simulate import policy_truth
+from policies.behaviour import KINDS
 from policies.evaluate import evaluate
 from policies.gate import judge
 from policies.rules import GateConfig, GuardedMetric
+from policies.simulator import simulate, user_totals
 
 EPSILON, CUT = 0.6, 0.3
 """Of the logging policy."""
@@ -87,6 +89,21 @@ class Seeing:
 
     def action_probabilities(self, state: NDArray[np.float32], legal: NDArray[np.bool_]) -> NDArray[np.float64]:
         return self.rollout.action_probabilities(state[:, [self.place]], legal)
+
+
+def test_the_etl_counts_what_the_world_counts(study: tuple[Config, Any, Any]) -> None:
+    """Also among events without a decision: the log holds thousands, clicks among them.
+
+    The lake's watermark comes seconds before the world's end, so that a last event or two may be missing.
+    """
+    config, _, _ = study
+    assert config.simulate is not None
+    written = simulate(config.simulate, config.seed)
+    unasked = written.events["day"] < 0
+    assert (unasked & (written.events["kind"] == KINDS.index("click"))).sum() > 500
+    log, totals = table.read(config.transitions_path, config.contract), user_totals(written)
+    for column, name in enumerate(config.contract.rewards):
+        assert log.reward[:, column].sum() == pytest.approx(totals[name].sum(), rel=1e-5, abs=2), name
 
 
 def verdict(found: Any, candidate: str) -> dict[str, Any]:
