@@ -8,6 +8,8 @@ from typing import Any
 
 from policies.rules import GateConfig, GuardedMetric
 
+MOST_TIMES = 100.0
+"""Times as many users beyond which asking for more is no advice."""
 NOISE = 3.0
 """Standard errors within which a distance is taken for noise."""
 
@@ -87,9 +89,17 @@ def improves(metrics: Mapping[str, GuardedMetric], differences: Mapping[str, Map
 
 def _more_users(estimate: float, low: float, bound: float, users: int) -> str:
     """What would lift an undecided bound, from half-widths that shrink with the root of the number of users."""
-    if estimate <= bound:
+    half = estimate - low
+    if estimate + half < bound:
         return "The estimate itself lies there, so that more data alone is unlikely to help: another policy would."
-    factor = ((estimate - low) / (estimate - bound)) ** 2
+    if estimate <= bound:
+        return f"The estimate itself lies there, but within its own noise: only more than {users:,} users can tell."
+    factor = (half / (estimate - bound)) ** 2
+    if factor > MOST_TIMES:
+        return (
+            f"Even {MOST_TIMES:g} times the {users:,} users would not tell them apart, if the estimate holds: another "
+            "policy would."
+        )
     return (
         f"About {math.ceil(users * factor / 100) * 100:,} users instead of {users:,} would do, if the estimate holds."
     )

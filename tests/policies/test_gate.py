@@ -80,6 +80,20 @@ CASES = [
     ("harm within the margin, nothing better", {"clicks": (-0.01, -0.015, -0.005)}, "INCONCLUSIVE", "improvement"),
     ("too wide for the margin", {"clicks": (0.01, -0.03, 0.05)}, "INCONCLUSIVE", "at worst 3.00% worse"),
     ("too wide for an improvement", {"clicks": (0.01, -0.01, 0.03)}, "INCONCLUSIVE", "4,000 users instead of 1,000"),
+    (
+        "the estimate lies below the margin within noise",
+        # -3% with a half-width of 2 points reaches -1%, above the margin of -2%
+        {"clicks": (-0.03, -0.05, -0.01)},
+        "INCONCLUSIVE",
+        "within its own noise: only more than 1,000 users can tell",
+    ),
+    (
+        "an estimate of nothing would need users without end",
+        # (4% / 0.3%)^2 = 178 times
+        {"clicks": (0.003, -0.037, 0.043)},
+        "INCONCLUSIVE",
+        "Even 100 times the 1,000 users would not tell them apart",
+    ),
     ("no bound", {"clicks": (None, None, None)}, "INCONCLUSIVE", "no bound on how much worse"),
     (
         "low effective sample size",
