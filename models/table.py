@@ -139,6 +139,18 @@ def read_with_keys(path: Path | str, contract: Contract, version: int | None = N
     return shards.together(shards.buckets)
 
 
+def from_rows(rows: pa.Table, contract: Contract, source: str) -> Transitions:
+    """What `read` gives of a table whose first version holds `rows`, columns as in models/contract.py, without one.
+
+    Raises InputError as `read` does, naming the `source`.
+    """
+    usable = rows.filter(rows["usable"])
+    if not usable.num_rows:
+        raise InputError(f"{source}: no usable row; look at what the log says of its decisions.")
+    columns: dict[str, Any] = _absorb(_bucket(_sorted(usable, "bucket"), contract, source))[0]
+    return Transitions(contract=contract, version=0, fingerprint=_fingerprint(contract, columns), **columns)
+
+
 @dataclass(frozen=True)
 class Shards:
     """One version of the table, to be read a bucket at a time; a user is in one bucket only."""
@@ -213,7 +225,7 @@ class Shards:
         for part, start in zip(columns, starts, strict=False):
             part["user"] = part["user"] + start
         joined: dict[str, Any] = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
-        fingerprint = _fingerprint(self.contract, {name: joined[name] for name in joined if name != "clicked"})
+        fingerprint = _fingerprint(self.contract, joined)
         found = Transitions(contract=self.contract, version=self.version, fingerprint=fingerprint, **joined)
         return found, pa.concat_tables([keys for _, keys in parts])
 
@@ -283,12 +295,10 @@ def _open(path: Path | str, version: int | None) -> DeltaTable:
         raise InputError(f"{path}: version {version} cannot be read ({error}); name one that exists.") from None
 
 
-def _sorted(rows: pa.Table) -> pa.Table:
-    """Files arrive in any order: by user, then time, then decision id, which orders ties."""
-    order = pc.sort_indices(
-        rows, sort_keys=[("user_id", "ascending"), ("decided_at", "ascending"), ("decision_id", "ascending")]
-    )
-    return rows.take(order)
+def _sorted(rows: pa.Table, *before: str) -> pa.Table:
+    """Files arrive in any order: by `before`, then user, then time, then decision id, which orders ties."""
+    keys = (*before, "user_id", "decided_at", "decision_id")
+    return rows.take(pc.sort_indices(rows, sort_keys=[(name, "ascending") for name in keys]))
 
 
 def _bucket(rows: pa.Table, contract: Contract, path: str) -> dict[str, NDArray[Any]]:
@@ -395,7 +405,7 @@ def _check(rows: pa.Table, part: dict[str, NDArray[Any]], contract: Contract, pa
 def _fingerprint(contract: Contract, columns: dict[str, Any]) -> str:
     """Hash of what was read: the same rows give the same name, whatever files they lay in."""
     digest = hashlib.sha256(json.dumps([contract.actions, contract.features, contract.rewards]).encode())
-    for name in sorted(columns):
+    for name in sorted(columns.keys() - {"clicked"}):
         array = columns[name]
         content = "\0".join(array).encode() if array.dtype == object else np.ascontiguousarray(array).tobytes()
         digest.update(f"{name}:{array.shape}".encode())

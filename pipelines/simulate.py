@@ -77,6 +77,18 @@ def state_decide(policy: Policy, config: Config) -> Decide:
 
     Raises InputError where a configured feature is not a column of the simulated log.
     """
+    check_features(config)
+
+    def decide(view: View) -> NDArray[np.float64]:
+        known, state = view_state(view, config)
+        legal, _ = legal_actions(known, view.legal, ACTIONS, config.constraints)
+        return np.asarray(policy.action_probabilities(state, legal), np.float64)
+
+    return decide
+
+
+def check_features(config: Config) -> None:
+    """Raise InputError where a configured feature is not a column of the simulated log."""
     wanted = config.features
     for key, names, there in (
         ("context", [*wanted.context, *wanted.context_categories], CONTEXT),
@@ -85,13 +97,6 @@ def state_decide(policy: Policy, config: Config) -> Decide:
         for name in names:
             if name not in there:
                 raise InputError(f"features.{key}: {name!r} is not in the simulated log (it has {', '.join(there)}).")
-
-    def decide(view: View) -> NDArray[np.float64]:
-        known, state = view_state(view, config)
-        legal, _ = legal_actions(known, view.legal, ACTIONS, config.constraints)
-        return np.asarray(policy.action_probabilities(state, legal), np.float64)
-
-    return decide
 
 
 def view_state(view: View, config: Config) -> tuple[dict[str, NDArray[Any]], NDArray[np.float32]]:

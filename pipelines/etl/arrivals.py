@@ -1,6 +1,6 @@
 """What arrived when: rows per dataset and arrival day, read before anything is made of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipelines.etl.sources import Source
 
 EPOCH = date(1970, 1, 1)
+TIMES = ["user_id", "at", "logged", "day"]
 SCHEMA = pa.schema(
     [
         ("day", pa.int32()),
@@ -72,20 +73,30 @@ def read_arrivals(
     """
     found: Arrivals = {}
     for source in sources:
-        names = ["user_id", "at", "logged", "day", *(["time_zone"] if source.code == USERS else [])]
+        names = [*TIMES, *(["time_zone"] if source.code == USERS else [])]
         late = max_lateness if source.code != USERS else np.iinfo(np.int64).max
         counted = source.over(
             spark, _count(source.code, as_of, late, days_of(source.code, days)), SCHEMA, names
         ).toArrow()
         _check_zones(counted["zone"])
-        sums = counted.filter(pc.is_valid(counted["rows"])).group_by("day", use_threads=False)
-        total = sums.aggregate(
-            [("rows", "sum"), ("good", "sum"), ("logged", "max"), ("first", "min"), ("misplaced", "sum")]
-        )
-        columns = ("day", "rows_sum", "good_sum", "logged_max", "first_min", "misplaced_sum")
-        rows = [Arrived(*(row[name] for name in columns)) for row in total.to_pylist()]
-        found[source.code] = sorted(rows, key=lambda row: (row.day is None, row.day))
+        found[source.code] = _by_day(counted.filter(pc.is_valid(counted["rows"])))
     return found
+
+
+def arrivals_of(tables: Mapping[int, pa.Table], as_of: int, max_lateness: int) -> Arrivals:
+    """What `read_arrivals` counts in raw datasets that lie in memory, by dataset, over all days; no zone is checked."""
+    late = {code: np.iinfo(np.int64).max if code == USERS else max_lateness for code in tables}
+    counts = {code: _counted(table.select(TIMES), code, as_of, late[code], None) for code, table in tables.items()}
+    return {code: _by_day(pa.Table.from_batches([counted])) for code, counted in counts.items()}
+
+
+def _by_day(counted: pa.Table) -> list[Arrived]:
+    total = counted.group_by("day", use_threads=False).aggregate(
+        [("rows", "sum"), ("good", "sum"), ("logged", "max"), ("first", "min"), ("misplaced", "sum")]
+    )
+    columns = ("day", "rows_sum", "good_sum", "logged_max", "first_min", "misplaced_sum")
+    rows = [Arrived(*(row[name] for name in columns)) for row in total.to_pylist()]
+    return sorted(rows, key=lambda row: (row.day is None, row.day))
 
 
 def _count(code: int, as_of: int, max_lateness: int, days: Days | None) -> Callable[[Batches], Batches]:
