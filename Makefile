@@ -12,7 +12,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo heartsteps data test check install dev airflow-env d3rlpy-env java python bench-etl bench-train study-learners notebooks clean
+.PHONY: help demo heartsteps data test check install dev airflow-env d3rlpy-env java python bench-etl bench-train coverage study-learners notebooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ bench-etl: java dev ## Spark's ETL against DuckDB, 5 M decisions and 20 M events
 
 study-learners: java dev d3rlpy-env ## true values of the learners and of d3rlpy over ten seeds: runs/study-learners/
 	$(BIN)/python -m benchmarks.learners
+
+coverage: dev ## how often 95% intervals hold the truth, 500 simulated logs: runs/coverage/summary.json
+	$(BIN)/python -m benchmarks.coverage
 
 bench-train: dev d3rlpy-env ## the learner against d3rlpy, on 1 and 2 threads: runs/bench-train/summary.json
 	$(BIN)/python -m benchmarks.train
