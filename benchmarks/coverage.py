@@ -65,7 +65,7 @@ def main(
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
     shares = [aim for _, _, aim in BANDS.values()] + list(FURTHER)
     kappas = find_kappas(Setting(users, days), shares, range(PILOTS, PILOTS + PILOT_LOGS))
-    setting = Setting(users, days, kappas, marginal=len(BANDS), few=few)
+    setting = Setting(users, days, kappas, bands=len(BANDS), few=few)
     console.print(f"kappas {', '.join(map(str, kappas))} for effective shares {', '.join(map(str, shares))}")
     chunk = min(CHUNK, 20 * users)
     acting = np.repeat([len(kappas), len(BANDS), 0], worlds)

@@ -104,12 +104,15 @@ class Found:
         """Coverage by SOUND of one target, with how many of `users` are effective."""
         share = asked.ess[:, number] / users
         covered = _coverage(asked.figures[:, number], self.truth.targets[number, None, :, :, 0])
-        unsaid = np.isnan(asked.figures[:, number, ..., 0]).any(axis=(2, 3)).mean(axis=0)
+        share = share[~np.isnan(share)]
+        figures = asked.figures[~np.isnan(asked.ess[:, number]), number]
+        unsaid = np.isnan(figures[..., 0]).any(axis=(2, 3)).mean(axis=0)
         return {
             "users": users,
             "kappa": self.setting.kappas[number],
             "band": list(self.bands)[number] if number < len(self.bands) else None,
-            "ess": float(asked.ess[:, number].mean()),
+            "logs": len(share),
+            "ess": float(np.nanmean(asked.ess[:, number])),
             "ess_share": float(share.mean()),
             "ess_share_range": [float(share.min()), float(share.max())],
             "unanswered": {estimator: float(unsaid[place]) for place, estimator in enumerate(SOUND)},

@@ -32,6 +32,8 @@ EPSILON = 0.8
 """Exploration of the logging policy: with less of it the same share of effective users has heavier weights."""
 LEVEL = 0.95
 RESAMPLES = 1000
+CURVE_EVERY = 2
+"""What lies beyond the bands, and the few users alone, are asked in one log of so many."""
 MARGINAL_EVERY = 4
 """`mis`, which is slow, is asked in one log of so many."""
 SOUND = ("pdis", "wpdis", "dr", "wdr")
@@ -52,8 +54,8 @@ class Setting:
     users: int
     days: int
     kappas: tuple[float, ...] = ()
-    marginal: int = 0
-    """How many of the targets, from the first, `mis` is asked about."""
+    bands: int = 0
+    """How many of the targets, from the first, are those of the bar: they are asked about in every log."""
     few: int = 2000
     """Users of each log that are also asked alone: what matters of overlap, its share or how many users it leaves?"""
 
@@ -139,7 +141,7 @@ class Asked:
     logged: Floats
     """[M, 3] of V(mu), on-policy."""
     ess: Floats
-    """[T] effective users."""
+    """[T] effective users, NaN where not asked."""
 
 
 @dataclass(frozen=True)
@@ -157,12 +159,17 @@ class Evaluated:
 def evaluated(setting: Setting, seed: int) -> Evaluated:
     """Simulate the log of `seed` and ask every estimator about every target, and those of SOUND with few users."""
     table = setting.transitions(seed)
-    every = _asked(setting, table, seed, setting.marginal if seed % MARGINAL_EVERY == 0 else 0, None)
-    few = _asked(setting, table.where(table.user < setting.few), seed, 0, SOUND)
+    curve = seed % CURVE_EVERY == 0
+    targets = len(setting.kappas) if curve else setting.bands
+    every = _asked(setting, table, seed, targets, setting.bands if seed % MARGINAL_EVERY == 0 else 0, None)
+    few = _asked(setting, table.where(table.user < setting.few), seed, targets if curve else 0, 0, SOUND)
     return Evaluated(seed, every, few, table.reward.sum(axis=0))
 
 
-def _asked(setting: Setting, table: Transitions, seed: int, marginal: int, only: Collection[str] | None) -> Asked:
+def _asked(
+    setting: Setting, table: Transitions, seed: int, asked: int, marginal: int, only: Collection[str] | None
+) -> Asked:
+    """What the first `asked` targets are said to be worth, by `mis` too for the first `marginal`."""
     # Each log draws resamples of its own: were they shared, so would be the quantiles' own error.
     config = EvaluateConfig(resamples=RESAMPLES, confidence=LEVEL)
     whole = RowSet.of(table, np.ones(len(table.user), dtype=np.bool_), config, seed)
@@ -170,9 +177,9 @@ def _asked(setting: Setting, table: Transitions, seed: int, marginal: int, only:
     levels = Levels((1 - LEVEL) / 2, (1 - LEVEL) / 2)
     logged = whole.metrics(on_policy(whole.sample))
     figures = np.full((len(setting.kappas), len(SOUND + OTHERS), len(KINDS), len(METRICS), 3), np.nan)
-    ess = np.zeros(len(setting.kappas))
+    ess = np.full(len(setting.kappas), np.nan)
     base, fold = base_of(table), folds(table.user_id)[table.user]
-    targets = [base.mixture(table, kappa) for kappa in setting.kappas]
+    targets = [base.mixture(table, kappa) for kappa in setting.kappas[:asked]]
     fits = [[Fit(each.probability, fold != half, fold == half) for half in (0, 1)] for each in targets]
     for number, (target, q) in enumerate(zip(targets, fit_all(table, fits, True, fit_linear), strict=True)):
         rows = whole if number < marginal else quick
