@@ -34,7 +34,7 @@ console = Console(soft_wrap=True)
 
 BANDS = {"above 80%": (0.8, 1.0, 0.88), "30-50%": (0.3, 0.5, 0.4), "10-20%": (0.1, 0.2, 0.17)}
 """Name -> least and largest share of effective users, and the one that is aimed at."""
-FURTHER = (0.07, 0.04, 0.02, 0.01)
+FURTHER = (0.05, 0.02, 0.01)
 """Shares of effective users beyond the bands."""
 LOGS, PILOTS, TRUTH = 10_001, 1_000_001, 2_000_001
 """First seed of each kind; the design was settled on seeds below them all."""
