@@ -21,29 +21,28 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
+from benchmarks.acting import Acting
 from models import table
 from models.batch import Held
 from models.learn import learn
 from models.members import Learner
-from models.network import Population, predicted
+from models.network import Population
 from models.train import Run, clone_behaviour, prepare
 from models.watch import reach_within
 from pipelines import jobs
 from pipelines.config import Config, load
 from pipelines.simulate import policy_truth
-from policies.q_policy import softmax_over_legal
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 # Into a file a table is as wide as it needs.
@@ -53,25 +52,6 @@ OURS, PEER = "ddqn_cql", "d3rlpy DiscreteCQL"
 LEARNERS = {"ddqn": Learner(kind="ddqn"), OURS: Learner(), "iql": Learner(kind="iql"),
             "iql awr": Learner(kind="iql", policy="awr", temperature=3.0)}  # fmt: skip
 FLOOR = -0.10
-
-
-@dataclass(frozen=True)
-class Acting:
-    """A network that acts greedily on legal actions, or by its softmax where it is a clone."""
-
-    name: str
-    network: Population
-    weights: NDArray[np.float64]
-    cloned: bool = False
-    learned: bool = True
-
-    def action_probabilities(self, state: NDArray[np.float32], legal: NDArray[np.bool_]) -> NDArray[np.float64]:
-        x = self.network.normalise(torch.from_numpy(state))
-        q = predicted(self.network, x)[0] @ self.weights
-        if self.cloned:
-            return softmax_over_legal(q, legal)
-        chosen: NDArray[np.float64] = np.eye(legal.shape[1])[np.where(legal, q, -np.inf).argmax(axis=1)]
-        return chosen
 
 
 @app.command()
