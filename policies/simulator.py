@@ -27,6 +27,7 @@ __all__ = [
     "View",
     "always",
     "calibration",
+    "compared",
     "never",
     "simulate",
     "threshold",
@@ -268,7 +269,7 @@ def true_values(
         for name, decide in track(runs.items(), "true values", disable=not progress)
     }
     return {
-        name: {component: _compared(totals[name], totals["logging"], component) for component in COMPONENTS}
+        name: {component: compared(totals[name], totals["logging"], component) for component in COMPONENTS}
         for name in totals
     }
 
@@ -284,7 +285,11 @@ def _ratio(totals: Mapping[str, Floats], component: str) -> tuple[float, Floats]
     return float(scale * value), scale * (top - value * bottom) / bottom.mean()
 
 
-def _compared(mine: Mapping[str, Floats], logging: Mapping[str, Floats], component: str) -> dict[str, float | None]:
+def compared(mine: Mapping[str, Floats], logging: Mapping[str, Floats], component: str) -> dict[str, float | None]:
+    """A component's value, its error, the difference from the logging policy on the same luck and that one's error.
+
+    `mine` and `logging` are `user_totals`, or any other sums of the same users; None where a ratio has no denominator.
+    """
     value, influence = _ratio(mine, component)
     base, base_influence = _ratio(logging, component)
     found = {
