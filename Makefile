@@ -12,7 +12,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo heartsteps data test check install dev airflow-env d3rlpy-env java python bench-etl bench-train coverage study-learners notebooks clean
+.PHONY: help demo heartsteps data test check install dev airflow-env d3rlpy-env java python bench-etl bench-train coverage study study-learners notebooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ check: dev ## lint, format and types
 
 bench-etl: java dev ## Spark's ETL against DuckDB, 5 M decisions and 20 M events: runs/bench-etl/summary.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.etl bench
+
+study: dev ## 128 policies twice, their truth, what estimators and the gate say, KDD 2022's headline: runs/study/
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study
 
 study-learners: java dev d3rlpy-env ## true values of the learners and of d3rlpy over ten seeds: runs/study-learners/
 	$(BIN)/python -m benchmarks.learners
