@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.batch import Draws, Held, Resident, stacked
 from models.errors import InputError
+from models.forward import Networks
 from models.learners import fitted_q
 from models.losses import horizon_of, td_loss
 from models.network import Population, initial, predicted
@@ -34,6 +35,23 @@ class FittedQ:
         shift, scale = (each.cpu().numpy().astype(np.float64) for each in (self.network.shift, self.network.scale))
         found: NDArray[np.float64] = shift + scale * predicted(self.network, self.state)
         return found
+
+    def networks(self) -> Networks:
+        """The same functions without torch, at rows of any table."""
+
+        def plain(each: Tensor) -> NDArray[np.float32]:
+            return np.asarray(each.detach().cpu().numpy(), dtype=np.float32)
+
+        own = self.network
+        return Networks(
+            tuple(plain(each) for each in own.weights),
+            tuple(plain(each) for each in own.biases),
+            plain(own.mean),
+            plain(own.std),
+            plain(own.shift),
+            plain(own.scale),
+            own.actions,
+        )
 
 
 def fit_fqe(

@@ -81,6 +81,16 @@ def write(
 def read(path: Path | str, version: int | None = None) -> tuple[pa.Table, dict[str, str], int]:
     """(user_id, decision_id and propensity of one version, the newest by default; its facts; its number).
 
+    Raises InputError as `facts_of` does.
+    """
+    facts, found = facts_of(path, version)
+    rows = DeltaTable(str(path), version=found).to_pyarrow_dataset().to_table(columns=[*KEYS, "propensity"])
+    return rows, facts, found
+
+
+def facts_of(path: Path | str, version: int | None = None) -> tuple[dict[str, str], int]:
+    """(the facts of one version, the newest by default; its number).
+
     Facts are those of the newest commit that has any: deleting a user's rows adds none.
 
     Raises InputError where the table, the version or its facts are missing.
@@ -99,5 +109,4 @@ def read(path: Path | str, version: int | None = None) -> tuple[pa.Table, dict[s
     facts = next((entry for entry in commits if entry["version"] <= found and MADE_FOR in entry), None)
     if facts is None:
         raise InputError(f"{path}: not written by `tactful propensity`; move it away and run that command.")
-    rows = delta.to_pyarrow_dataset().to_table(columns=[*KEYS, "propensity"])
-    return rows, {name: str(value) for name, value in facts.items()}, found
+    return {name: str(value) for name, value in facts.items()}, int(found)

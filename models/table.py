@@ -139,8 +139,8 @@ def read_with_keys(path: Path | str, contract: Contract, version: int | None = N
     return shards.together(shards.buckets)
 
 
-def from_rows(rows: pa.Table, contract: Contract, source: str) -> Transitions:
-    """What `read` gives of a table whose first version holds `rows`, columns as in models/contract.py, without one.
+def from_rows(rows: pa.Table, contract: Contract, source: str, version: int = 0) -> Transitions:
+    """What `read` gives of a table whose `version` holds `rows`, columns as in models/contract.py, without one.
 
     Raises InputError as `read` does, naming the `source`.
     """
@@ -148,7 +148,7 @@ def from_rows(rows: pa.Table, contract: Contract, source: str) -> Transitions:
     if not usable.num_rows:
         raise InputError(f"{source}: no usable row; look at what the log says of its decisions.")
     columns: dict[str, Any] = _absorb(_bucket(_sorted(usable, "bucket"), contract, source))[0]
-    return Transitions(contract=contract, version=0, fingerprint=_fingerprint(contract, columns), **columns)
+    return Transitions(contract=contract, version=version, fingerprint=_fingerprint(contract, columns), **columns)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Shards:
         """Raises InputError naming the table and column where the table, the version or a column is missing."""
         delta = _open(path, version)
         dataset = delta.to_pyarrow_dataset()
-        missing = [name for name in (*_columns(contract), "bucket") if name not in dataset.schema.names]
+        missing = [name for name in (*columns_of(contract), "bucket") if name not in dataset.schema.names]
         if missing:
             raise InputError(
                 f"{path}: the transitions table has no column {', '.join(missing)}; run the ETL again with --rebuild."
@@ -207,7 +207,7 @@ class Shards:
         try:
             # All but the labels of click models are known to be there.
             there = set(self.dataset.schema.names)
-            columns = [name for name in (*_columns(self.contract), CLICKED) if name in there]
+            columns = [name for name in (*columns_of(self.contract), CLICKED) if name in there]
             rows = _sorted(self.dataset.to_table(columns=columns, filter=wanted))
         except (pa.ArrowException, OSError) as error:
             why = str(error).splitlines()[0]
@@ -230,7 +230,8 @@ class Shards:
         return found, pa.concat_tables([keys for _, keys in parts])
 
 
-def _columns(contract: Contract) -> list[str]:
+def columns_of(contract: Contract) -> list[str]:
+    """Columns of the table that every reader needs."""
     return [
         *PLAIN,
         *(STATE_PREFIX + name for name in contract.features),

@@ -142,11 +142,17 @@ def pick(
 
 
 @app.command()
-def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
+def evaluate(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    spark: Annotated[
+        bool, typer.Option("--spark", help="One bucket of users at a time, on Spark's executors, for logs of any size.")
+    ] = False,
+) -> None:
     """Estimate the value of every policy from the log, with intervals; training is not needed."""
     from pipelines import jobs
 
-    jobs.evaluate(_load(config, overrides))
+    jobs.evaluate(_load(config, overrides), spark)
 
 
 @app.command()

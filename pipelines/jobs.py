@@ -25,7 +25,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -53,10 +53,11 @@ from pipelines import sweep as sweeps
 from pipelines import vacuum as retention
 from pipelines.config import Config
 from pipelines.estimation import check_known, in_words, run_propensity, transitions_to_evaluate, transitions_to_train
-from pipelines.etl.flow import run_etl
+from pipelines.etl.flow import explained, run_etl
 from pipelines.etl.quality import make_thresholds
 from pipelines.etl.window import day_number
 from pipelines.evaluating import named_policies, reads_logs
+from pipelines.evaluating_spark import Log, evaluate_by_spark
 from pipelines.night import run_scoring
 from pipelines.report import write_report
 from pipelines.report.text import ALONE
@@ -420,14 +421,42 @@ def _config_hash(config: Config) -> str:
     return hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
 
 
-def evaluate(config: Config) -> dict[str, Any]:
+def evaluate(config: Config, by_spark: bool = False) -> dict[str, Any]:
     """Every policy by every estimator, on the data it was learned from; of a simulated log the true values beside.
 
     Where nothing was trained, the policies of [evaluate.policies] on the newest transitions, and a table of them.
+    `by_spark` takes the users of one bucket at a time, on as many executors as there are, instead of all here at once.
     """
     trained = _trained(config)
-    transitions = transitions_to_evaluate(config, trained["lineage"] if trained else None)
-    deployed = _artifacts(config) if trained else {}
+    lineage = trained["lineage"] if trained else None
+    if not by_spark:
+        transitions = transitions_to_evaluate(config, lineage)
+
+        def here(policies: list[Any], **judged: Any) -> dict[str, Any]:
+            return evaluate_policies(transitions, policies, config.evaluate, config.gate, config.seed, **judged)
+
+        return _evaluate(config, trained, transitions, here, _test_users(transitions))
+    with _spark(config) as spark, explained():
+        log = Log.of(spark, config, lineage)
+        sample = log.sample()
+        folders = {each.fingerprint: _policy_folder(config, name) for name, each in _learned_artifacts(config, trained)}
+
+        def on_spark(policies: list[Any], **judged: Any) -> dict[str, Any]:
+            return evaluate_by_spark(log, sample, policies, folders, **judged)
+
+        return _evaluate(config, trained, sample, on_spark, log.test_users(), log.lineage())
+
+
+def _evaluate(
+    config: Config,
+    trained: dict[str, Any] | None,
+    transitions: table.Transitions,
+    how: Callable[..., dict[str, Any]],
+    test_users: Iterable[str],
+    whole: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """`transitions` are the log or, where `whole` says what its lineage is, a sample of it."""
+    deployed = dict(_learned_artifacts(config, trained))
     mixed = bool(deployed) and deployed[config.gate.candidate].decision["rollout_share"] < 1
     alone = config.gate.candidate + ALONE if mixed else None
     # Left alone torch takes every core, and beside anything else that runs it then waits more than it works.
@@ -437,10 +466,8 @@ def evaluate(config: Config) -> dict[str, Any]:
         if deployed:
             baselines, result["baselines"] = _baselines(config, transitions, deployed[config.gate.candidate])
             policies += [*baselines, *_learned_policies(deployed)]
-        tried = _candidates_tried(config, transitions, deployed) if deployed else 1
-        found = evaluate_policies(
-            transitions, policies, config.evaluate, config.gate, config.seed, tried=tried, alone=alone
-        )
+        tried = _candidates_tried(config, test_users, deployed) if deployed else 1
+        found = how(policies, tried=tried, alone=alone)
         if trained is not None:
             found["seeds"] = _seeds(config, trained)
         # The world's true values are per user-week.
@@ -452,14 +479,24 @@ def evaluate(config: Config) -> dict[str, Any]:
         result.update(
             {"evaluation": found, "tried": tried, "judged": _fingerprints(deployed), "gate": asdict(config.gate)}
         )
-        result["estimates_version"] = transitions.estimates_version
+        lineage = {**_lineage(config, transitions), **(whole or {})}
+        result["estimates_version"] = lineage["estimates_version"]
         result["logged_propensities"] = logged_calibration(transitions)
         if trained is None:
-            result["lineage"] = _lineage(config, transitions)
+            result["lineage"] = lineage
     if trained is None:
         for part in summaries.evaluation_tables(found):
             console.print(part, highlight=False)
     return result
+
+
+def _learned_artifacts(config: Config, trained: dict[str, Any] | None) -> Iterable[tuple[str, artifact.Artifact]]:
+    return _artifacts(config).items() if trained else ()
+
+
+def _test_users(transitions: table.Transitions) -> list[str]:
+    """In order."""
+    return sorted(transitions.user_id[np.unique(transitions.user[transitions.split == SPLITS.index("test")])])
 
 
 def _seeds(config: Config, trained: dict[str, Any]) -> dict[str, Any]:
@@ -527,7 +564,7 @@ def _baselines(
     return [policy for pair in pairs for policy in pair], facts
 
 
-def _candidates_tried(config: Config, transitions: table.Transitions, artifacts: dict[str, artifact.Artifact]) -> int:
+def _candidates_tried(config: Config, test_users: Iterable[str], artifacts: dict[str, artifact.Artifact]) -> int:
     """How many learned policies these test users have judged, those of earlier runs included.
 
     A policy is known by its graph and how it acts, so that repeating a run does not count as another try; the split is
@@ -535,8 +572,10 @@ def _candidates_tried(config: Config, transitions: table.Transitions, artifacts:
     """
     path = config.run_dir / "tried.json"
     record: dict[str, list[str]] = json.loads(path.read_text()) if path.exists() else {}
-    users = transitions.user_id[np.unique(transitions.user[transitions.split == SPLITS.index("test")])]
-    split = hashlib.sha256("\0".join(sorted(users)).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for number, user in enumerate(test_users):
+        digest.update((user if number == 0 else "\0" + user).encode())
+    split = digest.hexdigest()
     seen = set(record.get(split, []))
     for name, loaded in artifacts.items():
         graph = (_policy_folder(config, name) / artifact.GRAPH).read_bytes()

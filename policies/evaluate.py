@@ -1,73 +1,35 @@
 """Policies x estimators x reward components, one table."""
 
 import itertools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.contract import SPLITS
 from models.errors import InputError
-from models.fqe import fit_fqe
 from models.table import Transitions
+from policies.answers import Answer, Answers, tallied
 from policies.base import Booleans, Floats, Policy
 from policies.baselines import LoggingPolicy
-from policies.evidence import by_segment, confounding, disagreement
+from policies.evidence import confounding, disagreement, relative_difference
 from policies.named import Recorded
-from policies.ope import diagnostics
-from policies.ope.diagnostics import ess_if_explored
-from policies.ope.fqe import Fit, FitQ, fit_all, folds
+from policies.ope.bernstein import Capped, most_per_user
+from policies.ope.diagnostics import FEW_CLUSTERS, Weights
+from policies.ope.fqe import FitQ, fit_all
 from policies.ope.intervals import one_sided
 from policies.ope.on_policy import on_policy
-from policies.ope.sample import check_propensities, check_rewards
+from policies.ope.sample import check_chance, check_propensities, check_rewards
 from policies.ope.target import Target
-from policies.rowset import CTR, EvaluateConfig, Levels, Metrics, RowSet
+from policies.rowset import CTR, EvaluateConfig, Levels, Metrics
 from policies.rules import GateConfig
-from policies.segments import segments
+from policies.tally import Key, LogTally, Part, Plan
+from policies.values import fits_of
 
 LOGGING = LoggingPolicy().name
 UNWEIGHTED, ONE_STEP = ("fqe",), ("ips", "mis")
 """Estimators that no weights enter, and those whose weights are of one decision each."""
-Key = str | float
-"""A policy by name, or a mixture of the candidate by its rollout share."""
-
-
-@dataclass(frozen=True)
-class Study:
-    """Everything one evaluation compares."""
-
-    sets: dict[str, RowSet]
-    """By name: all, test (where something learned) and choice (per decision)."""
-    levels: Levels
-    targets: dict[str, Target]
-    learned: set[str]
-    mixtures: dict[float, Target]
-    """Of the gate's candidate, by rollout share."""
-    logged: dict[str, Metrics]
-    """The logging policy's own metrics, by row set."""
-    q: dict[Key, Floats]
-    """[N, A, K] of every target and mixture."""
-    table: Transitions
-    config: EvaluateConfig
-    gate: GateConfig
-    _made: dict[tuple[str, Key], dict[str, Metrics]] = field(default_factory=dict)
-
-    def row_set_of(self, name: str) -> str:
-        return "test" if name in self.learned else "all"
-
-    def rows(self, name: str) -> RowSet:
-        return self.sets[self.row_set_of(name)]
-
-    def estimates(self, rows: str, key: Key) -> dict[str, Metrics]:
-        """Of a policy or a mixture on a row set; made once."""
-        if (rows, key) not in self._made:
-            self._made[rows, key] = self.sets[rows].estimates(self.target(key), self.q[key])
-        return self._made[rows, key]
-
-    def target(self, key: Key) -> Target:
-        return self.mixtures[key] if isinstance(key, float) else self.targets[key]
 
 
 def evaluate(
@@ -99,48 +61,45 @@ def evaluate(
     Raises InputError for propensities that are unknown, out of range or all 1, rewards that are no number, a policy
     that names itself twice or gives no probabilities, a split without users, too few resamples for the gate's level.
     """
+    policies = list(policies)
     check_propensities(table)
     check_rewards(table)
-    fit = fit or default_fit(config.fqe_steps, seed, progress)
-    study = _study(table, policies, config, gate, seed, tried, alone, fit)
-    metrics = list(study.logged["all"])
-    described = _describe_policies(study)
-    units = {**table.contract.units, CTR: "clicks per send"}
-    return {
-        "per": config.per,
-        "unit": f"per {'user-week' if config.per == 'week' else 'decision'}",
-        "components": metrics,
-        "units": {name: units.get(name, "") for name in metrics},
-        "confidence": config.confidence,
-        "gate_confidence": 1 - study.levels.gate,
-        "tried": tried,
-        "resamples": config.resamples,
-        "propensities": {"decisions": len(table.action), "estimated": int(table.estimated.sum())},
-        "policies": described,
-        "clusters": "users" if len(table.user_id) < len(table.action) else "rows",
-        "warnings": _warnings(study, policies, described),
-        "row_sets": {
-            name: {"users": each.sample.users, "decisions": len(each.sample.rows), "left_out": each.sample.left_out}
-            for name, each in study.sets.items()
-        },
-        "logging_by_rows": {
-            name: {metric: study.levels.interval(values) for metric, values in logged.items()}
-            for name, logged in study.logged.items()
-        },
-        "contrasts": _contrasts(study),
-        "mixtures": {
-            gate.candidate: {str(share): _described(study, "test", share, judged=True) for share in study.mixtures}
-        },
-        "weights": {
-            name: diagnostics.histogram(study.rows(name).sample, target.ratio[study.rows(name).sample.rows])
-            for name, target in study.targets.items()
-        },
-        "calibration": diagnostics.calibration(table, table.contract.actions),
-    }
+    plan = plan_of(table, policies, config, gate, seed, tried, alone)
+    targets = {policy.name: Target.of(policy, table) for policy in asked_about(policies)}
+    q = _value_functions(table, targets, plan, fit or default_fit(config.fqe_steps, seed, progress))
+    whole = Part.of(table, plan, targets, lambda key: q[plan.same(key)])
+    return evaluation(plan, policies, tried, *tallied(plan, [whole]), whole)
+
+
+def asked_about(policies: Sequence[Policy | LoggingPolicy]) -> list[Policy]:
+    """Those but the logging policy, whose own rows value it."""
+    return [policy for policy in policies if not isinstance(policy, LoggingPolicy)]
+
+
+def plan_of(
+    table: Transitions,
+    policies: Sequence[Policy | LoggingPolicy],
+    config: EvaluateConfig,
+    gate: GateConfig,
+    seed: int,
+    tried: int = 1,
+    alone: str | None = None,
+    step: int | None = None,
+) -> Plan:
+    """What `evaluate` asks, cut where `table` says. Raises InputError as it and `Plan.of` do."""
+    asked = asked_about(policies)
+    names = [LOGGING, *(policy.name for policy in asked)]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(f"policies: {repeated} named more than once; name each once.")
+    levels = Levels((1 - config.confidence) / 2, one_sided(gate.confidence, tried, config.resamples))
+    return Plan.of(table, asked, config, gate, seed, levels, alone, step)
 
 
 def default_fit(steps: int, seed: int, progress: bool) -> FitQ:
     """`models.fqe.fit_fqe`, undiscounted, with `steps` updates."""
+    # Executors read this file too, and have no torch.
+    from models.fqe import fit_fqe
 
     def fit(
         table: Transitions, rows: Booleans, ahead: NDArray[np.float32], extra: NDArray[np.float32] | None
@@ -150,97 +109,107 @@ def default_fit(steps: int, seed: int, progress: bool) -> FitQ:
     return fit
 
 
-def _row_sets(table: Transitions, config: EvaluateConfig, seed: int, learned: bool) -> dict[str, RowSet]:
-    every = np.ones(len(table.action), dtype=np.bool_)
-    wanted = {"all": every}
-    if learned:
-        wanted["test"] = table.split == SPLITS.index("test")
-        if not wanted["test"].any():
-            raise InputError(
-                "evaluate: no user lies in the test split; raise its share in etl.split or use a longer log."
-            )
-    if config.per == "decision":
-        wanted["choice"] = table.legal.sum(axis=1) > 1
-    return {name: RowSet.of(table, rows, config, seed) for name, rows in wanted.items()}
+def _value_functions(table: Transitions, targets: Mapping[str, Target], plan: Plan, fit: FitQ) -> dict[Key, Floats]:
+    """Q [N, A, K] of every policy and mixture."""
+    fits = fits_of(table, targets, plan)
+    return dict(zip(fits, fit_all(table, list(fits.values()), plan.config.per == "week", fit), strict=True))
 
 
-def _study(
-    table: Transitions,
+def evaluation(
+    plan: Plan,
     policies: Sequence[Policy | LoggingPolicy],
-    config: EvaluateConfig,
-    gate: GateConfig,
-    seed: int,
     tried: int,
-    alone: str | None,
-    fit: FitQ,
-) -> Study:
-    asked = [policy for policy in policies if not isinstance(policy, LoggingPolicy)]
-    names = [LOGGING, *(policy.name for policy in asked)]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise InputError(f"policies: {repeated} named more than once; name each once.")
-    levels = Levels((1 - config.confidence) / 2, one_sided(gate.confidence, tried, config.resamples))
-    targets = {policy.name: Target.of(policy, table) for policy in asked}
-    learned = {policy.name for policy in asked if policy.learned}
-    mixtures = {}
-    if gate.candidate in learned:
-        whole = targets[alone or gate.candidate]
-        mixtures = {float(x): whole if x == 1 else whole.mixture(table, x) for x in sorted(gate.shares)}
-    sets = _row_sets(table, config, seed, bool(learned))
-    logged = {name: row_set.metrics(on_policy(row_set.sample)) for name, row_set in sets.items()}
-    q = _value_functions(table, targets, mixtures, learned, config, fit)
-    return Study(sets, levels, targets, learned, mixtures, logged, q, table, config, gate)
+    log: LogTally,
+    answers: Answers,
+    sample: Part,
+) -> dict[str, Any]:
+    """What `evaluate` returns, from the answers to every question of the plan.
+
+    `sample` is where the plan's cuts and the value functions come from, and where confounding is looked at, which needs
+    the rows in order: where it is not the whole log, `warnings` has how much of it.
+
+    Raises InputError where nothing was left to chance.
+    """
+    check_chance(log.choices, log.chances)
+    study = Study(plan, log, answers, sample)
+    logged, units = study.logged("all"), {**plan.contract.units, CTR: "clicks per send"}
+    described = _describe_policies(study)
+    return {
+        "per": plan.config.per,
+        "unit": f"per {'user-week' if plan.config.per == 'week' else 'decision'}",
+        "components": list(logged),
+        "units": {name: units.get(name, "") for name in logged},
+        "confidence": plan.config.confidence,
+        "gate_confidence": 1 - plan.levels.gate,
+        "tried": tried,
+        "resamples": plan.config.resamples,
+        "propensities": {"decisions": log.decisions, "estimated": log.estimated},
+        "policies": described,
+        "clusters": "users" if log.users < log.decisions else "rows",
+        "warnings": _warnings(study, policies, described),
+        "row_sets": {
+            rows: {"users": each.users, "decisions": each.decisions, "left_out": each.left_out}
+            for (rows, key), each in answers.items()
+            if key is None
+        },
+        "logging_by_rows": {
+            rows: {metric: plan.levels.interval(values) for metric, values in each.logged.items()}
+            for (rows, key), each in answers.items()
+            if key is None
+        },
+        "contrasts": _contrasts(study),
+        "mixtures": {
+            plan.gate.candidate: {str(share): _described(study, "test", share, judged=True) for share in plan.shares}
+        },
+        "weights": {
+            name: study.answer(plan.row_set_of(name), name).facts["weights"].histogram() for name in plan.names
+        },
+        "calibration": log.calibration.plain(plan.contract.actions),
+    }
 
 
-def _value_functions(
-    table: Transitions,
-    targets: dict[str, Target],
-    mixtures: dict[float, Target],
-    learned: set[str],
-    config: EvaluateConfig,
-    fit: FitQ,
-) -> dict[Key, Floats]:
-    """Q [N, A, K] of every policy and mixture, at rows whose users it was not fitted on; one population."""
-    fold = folds(table.user_id)[table.user]
-    test = table.split == SPLITS.index("test")
-    every: list[tuple[Key, Target]] = [*targets.items(), *mixtures.items()]
-    wanted: dict[int, list[Fit]] = {}
-    for key, target in every:
-        if isinstance(key, float) or key in learned:
-            wanted[id(target)] = [Fit(target.probability, ~test, test)]
-        else:
-            wanted[id(target)] = [Fit(target.probability, fold != each, fold == each) for each in (0, 1)]
-    # The mixture of share 1 is a policy of the table: one target, fitted once.
-    fitted = dict(zip(wanted, fit_all(table, list(wanted.values()), config.per == "week", fit), strict=True))
-    return {key: fitted[id(target)] for key, target in every}
+@dataclass(frozen=True)
+class Study:
+    """Everything one evaluation compares."""
+
+    plan: Plan
+    log: LogTally
+    answers: Answers
+    sample: Part
+
+    def answer(self, rows: str, key: Key | None) -> Answer:
+        return self.answers[rows, None if key is None else self.plan.same(key)]
+
+    def logged(self, rows: str) -> Metrics:
+        return self.answers[rows, None].logged
 
 
 def _describe_policies(study: Study) -> dict[str, Any]:
     """Every policy; `trusted` where the log follows it far enough for its intervals to mean what they say."""
-    everybody = study.sets["all"].sample
-    logged = {metric: study.levels.interval(values) for metric, values in study.logged["all"].items()}
-    ones = diagnostics.weight_diagnostics(everybody, np.ones(len(everybody.rows)))
+    plan, everybody = study.plan, study.answer("all", None)
+    logged = {metric: plan.levels.interval(values) for metric, values in everybody.logged.items()}
     found: dict[str, Any] = {
         LOGGING: {
             "rows": "all",
             "users": everybody.users,
-            "decisions": len(everybody.rows),
+            "decisions": everybody.decisions,
             "learned": False,
             "estimates": {"on_policy": logged},
-            "diagnostics": {**ones, "support": 1.0},
+            "diagnostics": {**everybody.facts["weights"].diagnostics(), "support": 1.0},
             "withheld": {},
             "trusted": True,
             "truth": None,
         }
     }
-    for name in study.targets:
-        row_set = study.rows(name)
+    for name in plan.names:
+        rows = plan.row_set_of(name)
+        answer = study.answer(rows, name)
         found[name] = {
-            "rows": study.row_set_of(name),
-            "users": row_set.sample.users,
-            "decisions": len(row_set.sample.rows),
-            "learned": name in study.learned,
-            **_described(study, study.row_set_of(name), name, judged=name == study.gate.candidate),
+            "rows": rows,
+            "users": answer.users,
+            "decisions": answer.decisions,
+            "learned": name in plan.learned,
+            **_described(study, rows, name, judged=name == plan.gate.candidate),
             "truth": None,
         }
     return found
@@ -248,37 +217,58 @@ def _describe_policies(study: Study) -> dict[str, Any]:
 
 def _described(study: Study, rows: str, key: Key, judged: bool) -> dict[str, Any]:
     """Estimates, how far the log follows the policy and, where it is to be judged, what else the gate asks."""
-    row_set, gate, logged, target = study.sets[rows], study.gate, study.logged[rows], study.target(key)
-    made = study.estimates(rows, key)
-    withheld = _withheld(row_set, target, made)
-    estimates = study.levels.against_logging(made, logged)
-    diagnosed: dict[str, Any] = dict(row_set.diagnostics(target))
+    plan, answer = study.plan, study.answer(rows, key)
+    gate, facts = plan.gate, answer.facts
+    withheld = _withheld(answer)
+    estimates = plan.levels.against_logging(answer.estimates, answer.logged)
+    diagnosed: dict[str, Any] = {**facts["weights"].diagnostics(), "support": facts["support"].share()}
     found: dict[str, Any] = {
         "estimates": {name: _nulls(each) if name in withheld else each for name, each in estimates.items()},
         "withheld": withheld,
-        "floors": row_set.floors(target, study.config.most_per_decision, study.levels.gate),
+        "floors": _floors(facts["capped"], plan),
         "diagnostics": diagnosed,
         "trusted": bool(diagnosed["ess"] >= gate.min_ess),
     }
     if not judged:
         return found
-    diagnosed["ess_if_explored"] = ess_if_explored(row_set.sample, target.ratio[row_set.sample.rows])
-    every = study.table.split == SPLITS.index("test") if rows == "test" else np.ones(len(study.table.user), np.bool_)
-    parts = segments(study.table, every, gate.segments)
-    shown = {name: metrics for name, metrics in made.items() if name not in withheld}
+    diagnosed["ess_if_explored"] = facts["explored"].ess()
+    shown = {name: metrics for name, metrics in answer.estimates.items() if name not in withheld}
     if gate.estimator in shown:
-        found["disagreement"] = disagreement(shown, logged, gate.estimator, study.config.per)
-        found["segments"] = by_segment(study.table, row_set, parts, target, study.q[key], gate.estimator)
-    if study.table.estimated.any():
-        found["confounding"] = confounding(row_set, study.table.estimated, target, logged)
+        found["disagreement"] = disagreement(shown, answer.logged, gate.estimator, plan.config.per)
+        found["segments"] = {
+            label: {
+                "users": each.users,
+                "metrics": relative_difference(each.estimates[gate.estimator], each.logged),
+            }
+            for label, each in answer.segments.items()
+        }
+    if study.log.estimated:
+        found["confounding"] = _confounding(study, rows, key)
     return found
 
 
-def _withheld(row_set: RowSet, target: Target, estimators: Iterable[str]) -> dict[str, str]:
-    """Of `estimators`, those that must not be shown, and why: too few users carry the weights."""
-    ratio = target.ratio[row_set.sample.rows]
-    reasons = {each: diagnostics.too_few_carry(row_set.sample, ratio, each) for each in (False, True)}
-    found = {name: reasons[name in ONE_STEP] for name in estimators if name not in UNWEIGHTED}
+def _floors(capped: Capped, plan: Plan) -> dict[str, float]:
+    """Of the components that are bounded, what V(pi) exceeds but for the gate's chance, at any sample size."""
+    components = plan.contract.rewards
+    most = most_per_user(capped.rows, capped.days, components, plan.config.most_per_decision)
+    found = capped.floor(most, plan.levels.gate)
+    return {name: float(low) for name, low in zip(components, found, strict=True) if np.isfinite(low)}
+
+
+def _confounding(study: Study, rows: str, key: Key) -> dict[str, Any]:
+    """The bounds of hidden confounding, from the rows that are held."""
+    held, plan = study.sample, study.plan
+    row_set = held.sets[rows]
+    target = plan.target(held.targets, key, held.table)
+    logged = row_set.metrics(on_policy(row_set.sample))
+    return confounding(row_set, held.table.estimated, target, logged)
+
+
+def _withheld(answer: Answer) -> dict[str, str]:
+    """Of its estimators, those that must not be shown, and why: too few users carry the weights."""
+    weights: Weights = answer.facts["weights"]
+    reasons = {each: weights.too_few_carry(answer.users, each) for each in (False, True)}
+    found = {name: reasons[name in ONE_STEP] for name in answer.estimates if name not in UNWEIGHTED}
     return {name: reason for name, reason in found.items() if reason is not None}
 
 
@@ -292,11 +282,18 @@ def _warnings(
 ) -> list[str]:
     """What a reader must know before any figure; tells in `described` how a table of another log came about."""
     found = []
-    few = {each.sample.users for each in study.sets.values() if each.sample.users < diagnostics.FEW_CLUSTERS}
+    few = {each.users for each in study.answers.values() if each.users < FEW_CLUSTERS}
     if few:
         found.append(
             f"Intervals resample {' and '.join(map(str, sorted(few)))} users: with fewer than "
-            f"{diagnostics.FEW_CLUSTERS} they are likely too narrow, and no level is promised."
+            f"{FEW_CLUSTERS} they are likely too narrow, and no level is promised."
+        )
+    held = len(study.sample.table.user_id)
+    if held < study.log.users:
+        found.append(
+            f"Value functions, fitted baselines, the cuts of bins and segments and the bounds of confounding come from "
+            f"{held:,} of {study.log.users:,} users (evaluate.fit_rows); every estimate, interval and diagnostic is of "
+            "all."
         )
     for policy in policies:
         if isinstance(policy, Recorded):
@@ -311,18 +308,17 @@ def _warnings(
 
 def _contrasts(study: Study) -> list[dict[str, Any]]:
     """Each pair of policies that learned nothing, later against earlier, over all rows and over those with a choice."""
-    plain = [name for name in study.targets if name not in study.learned]
-    found = []
-    for rows in (name for name in ("all", "choice") if name in study.sets):
-        values = {name: study.estimates(rows, name) for name in plain}
-        withheld = {name: _withheld(study.sets[rows], study.targets[name], values[name]) for name in plain}
-        for against, policy in itertools.combinations(plain, 2):
+    plan, found = study.plan, []
+    for rows in (rows for rows in ("all", "choice") if (rows, None) in study.answers and len(plan.plain) > 1):
+        answers = {name: study.answer(rows, name) for name in plan.plain}
+        withheld = {name: _withheld(answer) for name, answer in answers.items()}
+        for against, policy in itertools.combinations(plan.plain, 2):
             pair = {
                 estimator: {
-                    metric: study.levels.interval(values[policy][estimator][metric] - base)
+                    metric: plan.levels.interval(answers[policy].estimates[estimator][metric] - base)
                     for metric, base in metrics.items()
                 }
-                for estimator, metrics in values[against].items()
+                for estimator, metrics in answers[against].estimates.items()
             }
             kept_back = withheld[policy].keys() | withheld[against].keys()
             shown = {name: _nulls(each) if name in kept_back else each for name, each in pair.items()}

@@ -5,9 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from models.table import Transitions
 from policies.base import Booleans, Floats
-from policies.ope.on_policy import on_policy
 from policies.ope.sensitivity import GAMMAS, bounds
 from policies.ope.target import Target
 from policies.rowset import CTR, Metrics, RowSet, quotient
@@ -34,30 +32,13 @@ def disagreement(estimates: Mapping[str, Metrics], logged: Metrics, by: str, per
     return found
 
 
-def by_segment(
-    table: Transitions,
-    whole: RowSet,
-    parts: Mapping[str, Booleans],
-    target: Target,
-    q: Floats,
-    by: str,
-) -> dict[str, Any]:
-    """The relative difference (V(pi) - V(mu)) / |V(mu)| of every metric among the users of each part, by `by`.
+def relative_difference(metrics: Metrics, logged: Metrics) -> dict[str, dict[str, float]]:
+    """(V(pi) - V(mu)) / |V(mu)| of every metric that the log can say: {metric: {relative, se}}.
 
-    `parts` [N] rows of each, as `policies.segments.segments` gives them of the rows of `whole`. Returns {part: {users,
-    metrics: {metric: {relative, se}}}}; standard errors are over resamples, so that those of small parts are rough.
+    Standard errors are over resamples, so that those of few users are rough.
     """
-    found: dict[str, Any] = {}
-    for name, rows in parts.items():
-        part = whole.among(table, rows)
-        logged = part.metrics(on_policy(part.sample))
-        (metrics,) = part.estimates(target, q, only=(by,)).values()
-        figures = {m: spread(quotient(v - logged[m], np.abs(logged[m]))) for m, v in metrics.items()}
-        found[name] = {
-            "users": part.sample.users,
-            "metrics": {m: {"relative": figure[0], "se": figure[1]} for m, figure in figures.items() if figure},
-        }
-    return found
+    figures = {m: spread(quotient(values - logged[m], np.abs(logged[m]))) for m, values in metrics.items()}
+    return {m: {"relative": figure[0], "se": figure[1]} for m, figure in figures.items() if figure}
 
 
 def confounding(whole: RowSet, estimated: Booleans, target: Target, logged: Metrics) -> dict[str, Any]:

@@ -18,8 +18,7 @@ from models.contract import SPLITS
 from models.errors import InputError
 from models.table import Transitions
 from policies.base import Booleans, Floats, Integers
-from policies.ope.diagnostics import BINS
-from policies.ope.diagnostics import calibration as mean_weights
+from policies.ope.diagnostics import BINS, Calibration
 
 HELD_OUT = -1
 """The fold of users outside the training split."""
@@ -213,7 +212,7 @@ def logged_calibration(table: Transitions) -> dict[str, Any] | None:
         return None
     logged = table.where(known)
     names = table.contract.actions
-    found = {"mean_weights": mean_weights(logged, names)["actions"], "reliability": None}
+    found = {"mean_weights": Calibration.of(logged).plain(names)["actions"], "reliability": None}
     if len(names) == 2:
         of_second = np.where(logged.action == 1, logged.propensity, 1 - logged.propensity)
         probability = np.stack([1 - of_second, of_second], axis=1)

@@ -1,6 +1,6 @@
 """The rows that policies are compared on: every estimator's replicates, and the intervals that are read of them."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -12,16 +12,15 @@ from models.table import Transitions
 from policies.base import Booleans, Floats, Integers
 from policies.baselines import NAMES
 from policies.named import NamedPolicy
-from policies.ope import diagnostics
-from policies.ope.bernstein import floor, most_per_user
+from policies.ope.diagnostics import Support, Weights
 from policies.ope.dr import dr
 from policies.ope.fqe import fqe
-from policies.ope.intervals import Keys, lower, poisson_counts, replicates, upper, user_keys
+from policies.ope.intervals import CHUNK_CELLS, Keys, lower, poisson_counts, replicates, upper, user_keys
 from policies.ope.ips import ips
-from policies.ope.mis import bins, default_cuts, mis
+from policies.ope.mis import Bins, default_cuts, mis
 from policies.ope.pdis import pdis
 from policies.ope.sample import Sample, take
-from policies.ope.summaries import Corrected, Summary
+from policies.ope.summaries import Corrected, Summary, Summed
 from policies.ope.target import Target
 from policies.ope.wdr import magic, wdr
 from policies.ope.wpdis import wpdis
@@ -46,6 +45,8 @@ class EvaluateConfig:
     """Level of the two-sided intervals shown in tables."""
     fqe_steps: int = 1500
     """Updates of the evaluation's fitted Q networks."""
+    fit_rows: int = 2_000_000
+    """With --spark: rows, of whole buckets, that value functions and baselines are fitted on and cuts are made by."""
     baselines: tuple[str, ...] | None = None
     """Policies fitted to be compared with, of random, click_threshold and survival_uplift; all that the log allows
     where this is left out."""
@@ -68,8 +69,9 @@ class EvaluateConfig:
             raise InputError(f"evaluate.resamples is {self.resamples}; an interval needs 100 or more.")
         if not 0.5 <= self.confidence < 1:
             raise InputError(f"evaluate.confidence is {self.confidence}; it must lie in [0.5, 1).")
-        if self.fqe_steps < 1:
-            raise InputError(f"evaluate.fqe_steps is {self.fqe_steps}; it must be 1 or more.")
+        for name in ("fqe_steps", "fit_rows"):
+            if getattr(self, name) < 1:
+                raise InputError(f"evaluate.{name} is {getattr(self, name)}; it must be 1 or more.")
         for name in self.baselines or ():
             if name not in NAMES or (self.baselines or ()).count(name) > 1:
                 raise InputError(f"evaluate.baselines names {name!r}; name each of {', '.join(NAMES)} once at most.")
@@ -96,65 +98,122 @@ class RowSet:
     """[U] who they are."""
     place: Integers | None
     """[n] bins that state-marginalised IS carries its weights by; None where it is left out."""
+    bins: int = 0
+    """Z, how many of those there are."""
 
     @classmethod
     def of(cls, table: Transitions, rows: Booleans, config: EvaluateConfig, seed: int) -> "RowSet":
-        sample = take(table, rows, config.per)
+        """`rows` [N] of a whole log. Raises InputError as `take` and `Bins.of` do."""
+        return cls.cut(table, rows, config, seed, marginal_bins(table, config))
+
+    @classmethod
+    def cut(
+        cls,
+        table: Transitions,
+        rows: Booleans,
+        config: EvaluateConfig,
+        seed: int,
+        bins: Bins | None,
+        part: bool = False,
+    ) -> "RowSet":
+        """`rows` [N] of a log or of a `part` of its users, by `bins` that all parts share."""
+        sample = take(table, rows, config.per, part)
         keys = user_keys(table.user_id[table.user[sample.rows[sample.start]]])
-        cuts = default_cuts(table.contract.features) if config.marginal is None else config.marginal
-        place = bins(table, cuts)[sample.rows] if cuts and sample.sequential else None
-        return cls(sample, poisson_counts(keys, config.resamples, seed), table.contract.rewards, keys, place)
+        place = None if bins is None else bins.place(table)[sample.rows]
+        counts = poisson_counts(keys, config.resamples, seed)
+        return cls(sample, counts, table.contract.rewards, keys, place, 0 if bins is None else bins.number)
 
     def among(self, table: Transitions, rows: Booleans) -> "RowSet":
         """Those of its users who have `rows` [N] of the `table` it is of: the same resamples, their rows alone."""
-        sample = take(table, rows, "week" if self.sample.sequential else "decision")
+        sample = take(table, rows, "week" if self.sample.sequential else "decision", part=True)
         place = None if self.place is None else self.place[rows[self.sample.rows]]
         users = np.isin(table.user[self.sample.rows[self.sample.start]], table.user[sample.rows[sample.start]])
-        return RowSet(sample, self.counts[:, users], self.components, self.keys[users], place)
+        return RowSet(sample, self.counts[:, users], self.components, self.keys[users], place, self.bins)
 
     def metrics(self, summary: Summary) -> Metrics:
         """Every component's replicates, and CTR = clicks / sends from the totals of each resample."""
-        return self._named(replicates(summary, self.sample.exposure, self.counts))
+        return named(replicates(summary, self.sample.exposure, self.counts), self.components)
 
-    def _named(self, values: Floats) -> Metrics:
-        found = dict(zip(self.components, values.T, strict=True))
-        if {"clicks", "sends"} <= found.keys():
-            found[CTR] = quotient(found["clicks"], found["sends"])
-        return found
+    def summaries(self, target: Target, q: Floats | None, only: Collection[str] | None = None) -> dict[str, Summary]:
+        """What every off-policy estimator of `target`, or `only` some, reads of each user.
+
+        `q` [N, A, K] over the whole table, fitted on other users; None where `only` names none that needs it. MAGIC is
+        read of the sums of WDR.
+        """
+        rows, sample, place = self.sample.rows, self.sample, self.place
+        ratio, probability = target.ratio[rows], target.probability[rows]
+        of_rows = np.zeros(0) if q is None else q[rows]
+        made: dict[str, Callable[[], Summary]] = {"ips": lambda: ips(sample, ratio)}
+        if place is not None:
+            made["mis"] = lambda: mis(sample, ratio, place, self.bins)
+        if sample.sequential:
+            made["pdis"] = lambda: pdis(sample, ratio)
+        made["wpdis"] = lambda: wpdis(sample, ratio)
+        made["dr"] = lambda: dr(sample, ratio, probability, of_rows)
+        made["fqe"] = lambda: fqe(sample, probability, of_rows)
+        made["wdr"] = lambda: wdr(sample, ratio, probability, of_rows)
+        wanted = set(made) if only is None else {"wdr" if name == "magic" else name for name in only}
+        return {name: make() for name, make in made.items() if name in wanted}
 
     def estimates(self, target: Target, q: Floats, only: Collection[str] | None = None) -> dict[str, Metrics]:
         """Every off-policy estimator of `target`, or `only` some; `q` [N, A, K] over the whole table, fitted on other
         users."""
-        rows = self.sample.rows
-        ratio, probability, q_rows = target.ratio[rows], target.probability[rows], q[rows]
-        sample, place = self.sample, self.place
-        made: dict[str, Callable[[], Summary]] = {"ips": lambda: ips(sample, ratio)}
-        if place is not None:
-            made["mis"] = lambda: mis(sample, ratio, place)
-        if sample.sequential:
-            made["pdis"] = lambda: pdis(sample, ratio)
-        made["wpdis"] = lambda: wpdis(sample, ratio)
-        made["dr"] = lambda: dr(sample, ratio, probability, q_rows)
-        made["fqe"] = lambda: fqe(sample, probability, q_rows)
-        wanted = {*made, "wdr", "magic"} if only is None else set(only)
-        found = {name: self.metrics(make()) for name, make in made.items() if name in wanted}
-        if wanted & {"wdr", "magic"}:
-            terms = replicates(wdr(sample, ratio, probability, q_rows), sample.exposure, self.counts, Corrected.terms)
-            found["wdr"] = self._named(terms.sum(axis=1))
-            # It needs the lengths of WDR in every resample, and so is no summary of its own.
-            found["magic"] = self._named(magic(terms))
-        return found
+        summaries, step = self.summaries(target, q, only), max(1, CHUNK_CELLS // self.sample.users)
+        parts = []
+        for low in range(0, len(self.counts), step):
+            counts = self.counts[low : low + step].astype(np.float64)
+            summed = {name: summary.over(counts) for name, summary in summaries.items()}
+            parts.append(values_of(summed, counts @ self.sample.exposure))
+        return estimates_of(parts, self.components, only)
 
     def diagnostics(self, target: Target) -> dict[str, float]:
         rows = self.sample.rows
-        found = diagnostics.weight_diagnostics(self.sample, target.ratio[rows])
-        return {**found, "support": diagnostics.support(self.sample, target.probability[rows])}
+        weights, support = (
+            Weights.of(self.sample, target.ratio[rows]),
+            Support.of(self.sample, target.probability[rows]),
+        )
+        return {**weights.diagnostics(), "support": support.share()}
 
-    def floors(self, target: Target, stated: Mapping[str, float], alpha: float) -> dict[str, float]:
-        """Of the components that are bounded, what V(pi) exceeds but for a chance of `alpha`, at any sample size."""
-        most = most_per_user(self.sample, self.components, stated)
-        found = floor(self.sample, target.ratio[self.sample.rows], self.keys, most, alpha)
-        return {name: float(low) for name, low in zip(self.components, found, strict=True) if np.isfinite(low)}
+
+def marginal_bins(table: Transitions, config: EvaluateConfig) -> Bins | None:
+    """Of `evaluate.marginal`, cut by the rows of `table`; None where that estimator is left out."""
+    cuts = default_cuts(table.contract.features) if config.marginal is None else config.marginal
+    return Bins.of(table, cuts) if cuts and config.per == "week" else None
+
+
+def values_of(summed: Mapping[str, Summed], exposure: Floats) -> dict[str, Floats]:
+    """[R, K] by estimator from sums over users: total / `exposure` [R]; of WDR its terms [R, 1 + G, K]."""
+    found = {}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for name, sums in summed.items():
+            values = sums.terms() if isinstance(sums, Corrected) else sums.total()
+            found[name] = values / exposure.reshape(-1, *[1] * (values.ndim - 1))
+    return found
+
+
+def estimates_of(
+    parts: Sequence[Mapping[str, Floats]], components: Sequence[str], only: Collection[str] | None = None
+) -> dict[str, Metrics]:
+    """Every estimator's metrics, or `only` some, from the values of all resamples in their order."""
+    found = {}
+    for name in parts[0]:
+        values = np.concatenate([part[name] for part in parts])
+        if name != "wdr":
+            found[name] = named(values, components)
+            continue
+        found["wdr"] = named(values.sum(axis=1), components)
+        if only is None or "magic" in only:
+            # It needs the lengths of WDR in every resample, and so is no sum of its own.
+            found["magic"] = named(magic(values), components)
+    return found if only is None else {name: metrics for name, metrics in found.items() if name in only}
+
+
+def named(values: Floats, components: Sequence[str]) -> Metrics:
+    """[R + 1] by component from `values` [R + 1, K], and CTR = clicks / sends where both are there."""
+    found = dict(zip(components, values.T, strict=True))
+    if {"clicks", "sends"} <= found.keys():
+        found[CTR] = quotient(found["clicks"], found["sends"])
+    return found
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from models.table import Transitions
 from policies.base import Booleans, Floats
 from policies.evidence import CONSISTENT, disagreement
 from policies.gate import judge
-from policies.ope import diagnostics
+from policies.ope.diagnostics import Calibration
 from policies.ope.dr import dr
 from policies.ope.fqe import Fit, FitQ, fit_all, folds
 from policies.ope.intervals import one_sided, replicates
@@ -60,7 +60,7 @@ class Court:
             tested=not bool(rows.all()),
             logged=row_set.metrics(on_policy(row_set.sample)),
             levels=Levels((1 - config.confidence) / 2, one_sided(gate.confidence, tried, config.resamples)),
-            calibration=diagnostics.calibration(table, table.contract.actions),
+            calibration=Calibration.of(table).plain(table.contract.actions),
             gate=gate,
             tried=tried,
         )

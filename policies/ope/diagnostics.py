@@ -1,12 +1,14 @@
 """What says whether an off-policy estimate deserves belief: weights, support, calibration of propensities."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
 from models.table import Transitions
 from policies.base import Booleans, Floats
+from policies.ope.merging import Sums
 from policies.ope.sample import DAYS_PER_WEEK, MICROSECONDS_PER_DAY, Sample
 
 SUPPORT_FLOOR = 1e-3
@@ -24,24 +26,106 @@ BINS = 10
 """Bins of predicted probability in the calibration of propensities."""
 
 
-def weight_diagnostics(sample: Sample, ratio: Floats) -> dict[str, float]:
-    """Effective sample size in users, largest weight's share, mean weight and its standard error, from `ratio` [n].
+@dataclass(frozen=True)
+class Weights(Sums):
+    """What a policy's weights say of its estimates, summed over users.
 
     A user's weight w_u is, per week, that of the whole trajectory (prod rho); per decision, the mean rho of its rows.
-    ess = (sum w_u)^2 / sum w_u^2: U where all are 1. largest_weight = max w_u / sum w_u. mean_weight, which is 1 on
-    average where propensities are right, is the mean over trajectories or over rows; its error is clustered by user.
-    Source: Kish 1965.
     """
-    total, number = _user_weights(sample, ratio)
-    weight = total / number
-    squared = float((weight**2).sum())
-    mean = float(total.sum() / number.sum())
-    return {
-        "ess": float(weight.sum() ** 2 / squared) if squared > 0 else 0.0,
-        "largest_weight": float(weight.max() / weight.sum()) if squared > 0 else 1.0,
-        "mean_weight": mean,
-        "mean_weight_se": float(np.sqrt(((total - mean * number) ** 2).sum()) / number.sum()),
-    }
+
+    MOST: ClassVar[tuple[str, ...]] = ("largest", "largest_total", "largest_one_step", "largest_shown")
+
+    weight: float
+    """sum w_u."""
+    squared: float
+    """sum w_u^2."""
+    total: float
+    """sum t_u of the weights that stand for a user: w_u, or the rho of its rows."""
+    number: float
+    """sum n_u, how many those are."""
+    off: Floats
+    """[3] sums of (t_u - n_u)^2, (t_u - n_u) n_u and n_u^2: about 1, where weights lie, no digits are lost."""
+    one_step: float
+    """sum of rho over all rows."""
+    counts: Floats
+    """[B] users (per week) or rows (per decision) by their weight, in the bins that begin at EDGES."""
+    largest: float
+    """max w_u."""
+    largest_total: float
+    """max t_u."""
+    largest_one_step: float
+    """The largest sum of a user's rho."""
+    largest_shown: float
+    """The largest weight in `counts`."""
+
+    @classmethod
+    def of(cls, sample: Sample, ratio: Floats) -> "Weights":
+        """From `ratio` [n] rho_k."""
+        total, number = _user_weights(sample, ratio)
+        weight, one_step = total / number, sample.per_user(ratio)
+        shown = total if sample.sequential else ratio
+        return cls(
+            weight=float(weight.sum()),
+            squared=float((weight**2).sum()),
+            total=float(total.sum()),
+            number=float(number.sum()),
+            off=_off(total, number),
+            one_step=float(one_step.sum()),
+            counts=np.histogram(shown, [*EDGES, np.inf])[0].astype(np.float64),
+            largest=float(weight.max()),
+            largest_total=float(total.max()),
+            largest_one_step=float(one_step.max()),
+            largest_shown=float(shown.max()),
+        )
+
+    def diagnostics(self) -> dict[str, float]:
+        """Effective sample size in users, largest weight's share, mean weight and its standard error.
+
+        ess = (sum w_u)^2 / sum w_u^2: U where all are 1. largest_weight = max w_u / sum w_u. mean_weight, which is 1 on
+        average where propensities are right, is the mean over trajectories or over rows; its error is clustered by
+        user. Source: Kish 1965.
+        """
+        return {
+            "ess": self.weight**2 / self.squared if self.squared > 0 else 0.0,
+            "largest_weight": float(self.largest / self.weight) if self.squared > 0 else 1.0,
+            "mean_weight": self.total / self.number,
+            "mean_weight_se": _error(self.off, self.total, self.number),
+        }
+
+    def too_few_carry(self, users: int, one_step: bool = False) -> str | None:
+        """Why the weights can carry no estimate: nobody has weight, or one of `users` DOMINANT of it; else None.
+
+        A user's weight is, per week, that of the whole trajectory (with `one_step` the sum of its rows'); per decision,
+        the sum of its rows'.
+        """
+        total, largest = (self.one_step, self.largest_one_step) if one_step else (self.total, self.largest_total)
+        if total == 0:
+            return "no user of the log acts as the policy would"
+        share = float(largest) / total
+        return f"one of {users} users holds {share:.0%} of the weight" if share >= DOMINANT else None
+
+    def histogram(self) -> dict[str, list[float]]:
+        """Counts of users (per week, by the weight of the trajectory) or rows (per decision, by rho) by weight."""
+        edges = [*EDGES, max(float(self.largest_shown), EDGES[-1] * 10)]
+        return {"edges": edges, "counts": [int(count) for count in self.counts]}
+
+
+def weight_diagnostics(sample: Sample, ratio: Floats) -> dict[str, float]:
+    """`Weights.diagnostics` of one sample, from `ratio` [n] rho_k."""
+    return Weights.of(sample, ratio).diagnostics()
+
+
+def _off(total: Floats, number: Floats) -> Floats:
+    """[3] sums over users of (t - n)^2, (t - n) n and n^2."""
+    off = total - number
+    return np.array([off @ off, off @ number, number @ number])
+
+
+def _error(off: Floats, total: float, number: float) -> float:
+    """sqrt(sum_u (t_u - m n_u)^2) / sum n, m = sum t / sum n: the error of m, clustered by user."""
+    beyond = (total - number) / number
+    squared = off[0] - 2 * beyond * off[1] + beyond**2 * off[2]
+    return float(np.sqrt(max(squared, 0.0)) / number)
 
 
 def _user_weights(sample: Sample, ratio: Floats) -> tuple[Floats, Floats]:
@@ -58,33 +142,34 @@ def _last_weights(sample: Sample, ratio: Floats) -> Floats:
     return after[np.append(sample.start[1:], len(after)) - 1] if sample.sequential else after
 
 
-def ess_if_explored(sample: Sample, ratio: Floats) -> dict[str, float]:
-    """Effective sample size in users, had the log drawn a share e of its decisions uniformly: by e of EXPLORATION.
+@dataclass(frozen=True)
+class Explored(Sums):
+    """What another share of exploration would have done to the weights, summed over users."""
 
-    Under mu_e = (1 - e) mu + e / |legal| the weights are w' = prod pi / mu_e, and U / E_mu_e[w'^2] = U / E_pi[w'] is
-    estimated by U sum w / sum (w w'), from this log's own weights w: as uncertain as they are where they are few.
-    """
-    found = {}
-    for share in EXPLORATION:
-        explored = (1 - share) * sample.propensity + share / sample.legal.sum(axis=1)
-        w, then = (_last_weights(sample, each) for each in (ratio, ratio * sample.propensity / explored))
-        both = float((w * then).sum())
-        found[f"{share:g}"] = float(sample.users * w.sum() / both) if both > 0 else 0.0
-    return found
+    users: float
+    weight: float
+    """sum w."""
+    both: Floats
+    """[E] sum w w' for each share of EXPLORATION."""
 
+    @classmethod
+    def of(cls, sample: Sample, ratio: Floats) -> "Explored":
+        w = _last_weights(sample, ratio)
+        both = np.zeros(len(EXPLORATION))
+        for place, share in enumerate(EXPLORATION):
+            explored = (1 - share) * sample.propensity + share / sample.legal.sum(axis=1)
+            both[place] = w @ _last_weights(sample, ratio * sample.propensity / explored)
+        return cls(float(sample.users), float(w.sum()), both)
 
-def too_few_carry(sample: Sample, ratio: Floats, one_step: bool = False) -> str | None:
-    """Why weights `ratio` [n] can carry no estimate: nobody has weight, or one user DOMINANT of it; else None.
+    def ess(self) -> dict[str, float]:
+        """Effective sample size in users, had the log drawn a share e of its decisions uniformly: by e of EXPLORATION.
 
-    A user's weight is, per week, that of the whole trajectory (with `one_step` the sum of its rows'); per decision, the
-    sum of its rows'.
-    """
-    weight = sample.per_user(ratio) if one_step else _user_weights(sample, ratio)[0]
-    total = float(weight.sum())
-    if total == 0:
-        return "no user of the log acts as the policy would"
-    share = float(weight.max()) / total
-    return f"one of {sample.users} users holds {share:.0%} of the weight" if share >= DOMINANT else None
+        Under mu_e = (1 - e) mu + e / |legal| the weights are w' = prod pi / mu_e, and U / E_mu_e[w'^2] = U / E_pi[w']
+        is estimated by U sum w / sum (w w'), from this log's own weights w: as uncertain as they are where they are
+        few.
+        """
+        found = zip(EXPLORATION, self.both, strict=True)
+        return {f"{share:g}": float(self.users * self.weight / both) if both > 0 else 0.0 for share, both in found}
 
 
 def supported(sample: Sample, probability: Floats) -> Booleans:
@@ -106,64 +191,100 @@ def supported(sample: Sample, probability: Floats) -> Booleans:
     return found
 
 
-def support(sample: Sample, probability: Floats) -> float:
-    """Share of user-weeks, or of decisions, that are `supported`.
+@dataclass(frozen=True)
+class Support(Sums):
+    """How many user-weeks, or decisions, are `supported`.
 
     A user-week is seven days from the user's first row; it is supported where each of its rows is.
     """
-    shown = supported(sample, probability)
-    if not sample.sequential:
-        return float(shown.mean())
-    since = sample.at - sample.at[sample.start][sample.user]
-    week = since // int(DAYS_PER_WEEK * MICROSECONDS_PER_DAY)
-    first = (np.diff(sample.user, prepend=-1) != 0) | (np.diff(week, prepend=-1) != 0)
-    return float(np.logical_and.reduceat(shown, np.flatnonzero(first)).mean())
+
+    shown: float
+    units: float
+
+    @classmethod
+    def of(cls, sample: Sample, probability: Floats) -> "Support":
+        """`probability` [n, A] pi."""
+        shown = supported(sample, probability)
+        if not sample.sequential:
+            return cls(float(shown.sum()), float(len(shown)))
+        since = sample.at - sample.at[sample.start][sample.user]
+        week = since // int(DAYS_PER_WEEK * MICROSECONDS_PER_DAY)
+        first = (np.diff(sample.user, prepend=-1) != 0) | (np.diff(week, prepend=-1) != 0)
+        weeks = np.logical_and.reduceat(shown, np.flatnonzero(first))
+        return cls(float(weeks.sum()), float(len(weeks)))
+
+    def share(self) -> float:
+        return self.shown / self.units
 
 
-def histogram(sample: Sample, ratio: Floats) -> dict[str, list[float]]:
-    """Counts of users (per week, by the weight of the trajectory) or rows (per decision, by rho) in bins of weight."""
-    weight = _user_weights(sample, ratio)[0] if sample.sequential else ratio
-    edges = [*EDGES, max(float(weight.max()), EDGES[-1] * 10)]
-    return {"edges": edges, "counts": [int(count) for count in np.histogram(weight, edges)[0]]}
+@dataclass(frozen=True)
+class Calibration(Sums):
+    """What the propensities of a log say of themselves, over decisions with a choice left to chance, by user."""
 
+    number: Floats
+    """[A] decisions at which each action is legal."""
+    weight: Floats
+    """[A] sum of 1{A = a} / p over them."""
+    off: Floats
+    """[A, 3] as `Weights.off`, t_u and n_u those of a user."""
+    legal: float
+    """Legal actions, summed over decisions."""
+    inverse: float
+    """sum of 1 / p where the action taken is legal."""
+    bins: Floats
+    """[B, 3] of the second of two actions: sum of its probability, how often it was taken, decisions."""
 
-def calibration(table: Transitions, actions: Sequence[str]) -> dict[str, Any]:
-    """Whether the propensities are those that the log was drawn with, over decisions with a choice left to chance.
+    @classmethod
+    def of(cls, table: Transitions) -> "Calibration":
+        actions = table.legal.shape[1]
+        chance = (table.legal.sum(axis=1) > 1) & (table.propensity < 1 - 1e-9)
+        inverse = 1.0 / table.propensity
+        number, weight, off = np.zeros(actions), np.zeros(actions), np.zeros((actions, 3))
+        for each in range(actions):
+            rows = chance & table.legal[:, each]
+            drawn = (table.action == each)[rows] * inverse[rows]
+            number[each], weight[each] = len(drawn), drawn.sum()
+            user = table.user[rows]
+            by_user: list[Floats] = [
+                np.asarray(np.bincount(user, column), dtype=np.float64) for column in (drawn, np.ones_like(drawn))
+            ]
+            off[each] = _off(*by_user)
+        taken = table.legal[np.arange(len(table.action)), table.action]
+        bins = np.zeros((BINS, 3))
+        if actions == 2:
+            sent = (table.action == 1)[chance]
+            predicted = np.where(sent, table.propensity[chance], 1 - table.propensity[chance])
+            # 1 - 0.8 falls short of 0.2 by a rounding and belongs beside it.
+            place = np.minimum((predicted * BINS + 1e-9).astype(np.int64), BINS - 1)
+            columns = (predicted, sent, np.ones_like(predicted))
+            bins = np.stack([np.bincount(place, column, BINS) for column in columns], axis=1)
+        drawn_inverse = float((inverse * taken)[chance].sum())
+        return cls(number, weight, off, float(table.legal[chance].sum()), drawn_inverse, bins)
 
-    `actions`: per action, the mean of 1{A = a} / p over the rows where it is legal, which should be 1, with its
-    standard error clustered by user. `inverse_sum`: c = mean |legal| / mean(1 / p), about what the recorded
-    propensities sum to over the legal actions (1 where they are right, above 1 where they are too large). `bins` (two
-    actions only): predicted probability of the second action against how often it was taken. An action that the log
-    never takes where it is legal makes its mean fall below 1 too: that is missing support, and it looks the same.
-    """
-    row = np.arange(len(table.action))
-    chance = (table.legal.sum(axis=1) > 1) & (table.propensity < 1 - 1e-9)
-    inverse = 1.0 / table.propensity
-    found: dict[str, Any] = {"actions": {}, "bins": [], "inverse_sum": None}
-    for number, name in enumerate(actions):
-        rows = chance & table.legal[:, number]
-        if rows.any():
-            weight = (table.action == number)[rows] * inverse[rows]
-            mean = float(weight.mean())
-            spread = np.bincount(table.user[rows], weight - mean)
-            error = float(np.sqrt((spread**2).sum()) / len(weight))
-            found["actions"][name] = {"mean_weight": mean, "se": error, "decisions": len(weight)}
-    legal_taken = table.legal[row, table.action]
-    drawn = float((inverse * legal_taken)[chance].sum())
-    if drawn > 0:
-        found["inverse_sum"] = float(table.legal[chance].sum() / drawn)
-    if len(actions) == 2:
-        sent = (table.action == 1)[chance]
-        predicted = np.where(sent, table.propensity[chance], 1 - table.propensity[chance])
-        # 1 - 0.8 falls short of 0.2 by a rounding and belongs beside it.
-        place = np.minimum((predicted * BINS + 1e-9).astype(np.int64), BINS - 1)
-        for each in np.unique(place):
-            inside = place == each
-            found["bins"].append(
-                {
-                    "predicted": float(predicted[inside].mean()),
-                    "observed": float(sent[inside].mean()),
-                    "n": int(inside.sum()),
+    def plain(self, actions: Sequence[str]) -> dict[str, Any]:
+        """Whether the propensities are those that the log was drawn with, ready for JSON.
+
+        `actions`: per action, the mean of 1{A = a} / p over the rows where it is legal, which should be 1, with its
+        standard error clustered by user. `inverse_sum`: c = mean |legal| / mean(1 / p), about what the recorded
+        propensities sum to over the legal actions (1 where they are right, above 1 where they are too large). `bins`
+        (two actions only): predicted probability of the second action against how often it was taken. An action that
+        the log never takes where it is legal makes its mean fall below 1 too: that is missing support, and it looks the
+        same.
+        """
+        return {
+            "actions": {
+                name: {
+                    "mean_weight": float(weight / number),
+                    "se": _error(off, float(weight), float(number)),
+                    "decisions": int(number),
                 }
-            )
-    return found
+                for name, number, weight, off in zip(actions, self.number, self.weight, self.off, strict=True)
+                if number > 0
+            },
+            "bins": [
+                {"predicted": float(predicted / n), "observed": float(sent / n), "n": int(n)}
+                for predicted, sent, n in self.bins
+                if n > 0
+            ],
+            "inverse_sum": self.legal / self.inverse if self.inverse > 0 else None,
+        }

@@ -53,14 +53,30 @@ def folds(user_id: NDArray[np.object_]) -> NDArray[np.int64]:
 def fit_all(table: Transitions, fits: Sequence[Sequence[Fit]], sequential: bool, fit: FitQ) -> list[Floats]:
     """Q [N, A, K] for each policy of `fits`, all their Q functions fitted as one population.
 
-    Each policy has one Fit or several (folds), whose `use` rows are disjoint. Per decision there is no next state: the
-    probabilities given to the fit are 0, and it is the regression of r on (s, a).
-
-    Raises InputError where a Fit has no rows to learn from.
+    Each policy has one Fit or several (folds), whose `use` rows are disjoint. Raises InputError as `asked_of` does.
     """
     members = [member for each in fits for member in each]
     if not members:
         return []
+    fitted = iter(fit(table, *asked_of(table, members, sequential)))
+    found = []
+    for each in fits:
+        q: Floats = np.zeros((*table.legal.shape, table.reward.shape[1]))
+        for member in each:
+            q[member.use] = next(fitted)[member.use]
+        found.append(q)
+    return found
+
+
+def asked_of(
+    table: Transitions, members: Sequence[Fit], sequential: bool, log_end: int | None = None
+) -> tuple[Booleans, NDArray[np.float32], NDArray[np.float32] | None]:
+    """(rows_fit, next_probabilities, extra_state) that a `FitQ` is asked for `members`.
+
+    Per decision there is no next state: the probabilities are 0, and the fit is the regression of r on (s, a).
+
+    Raises InputError where a Fit has no rows to learn from.
+    """
     usable = trajectory_rows(table) if sequential else np.ones(len(table.user), dtype=np.bool_)
     rows_fit = np.stack([member.fit & usable for member in members])
     for member, rows in zip(members, rows_fit, strict=True):
@@ -75,12 +91,9 @@ def fit_all(table: Transitions, fits: Sequence[Sequence[Fit]], sequential: bool,
         going = table.next_row >= 0
         for out, member in zip(ahead, members, strict=True):
             out[going] = member.probability[table.next_row[going]]
-    extra = days_left(table)[:, None].astype(np.float32) if sequential else None
-    fitted = iter(fit(table, rows_fit, ahead, extra))
-    found = []
-    for each in fits:
-        q: Floats = np.zeros((*table.legal.shape, table.reward.shape[1]))
-        for member in each:
-            q[member.use] = next(fitted)[member.use]
-        found.append(q)
-    return found
+    return rows_fit, ahead, time_left(table, sequential, log_end)
+
+
+def time_left(table: Transitions, sequential: bool, log_end: int | None = None) -> NDArray[np.float32] | None:
+    """[N, 1] what joins the state of a value function: the days left, or nothing per decision."""
+    return days_left(table, log_end)[:, None].astype(np.float32) if sequential else None

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models.errors import InputError
 from models.table import Transitions
@@ -102,8 +101,9 @@ class MarginalSums:
         return total
 
 
-def mis(sample: Sample, ratio: Floats, place: Integers) -> Marginal:
-    """Sums by step k and bin z_k of what the weights w_k(z) need, from `ratio` [n] rho_k and `place` [n] z_k.
+def mis(sample: Sample, ratio: Floats, place: Integers, number: int | None = None) -> Marginal:
+    """Sums by step k and bin z_k of what the weights w_k(z) need, from `ratio` [n] rho_k and `place` [n] z_k, one of
+    `number` bins: by default as many as the sample shows.
 
     w_{k+1}(z') = E_mu[w_k(z_k) rho_k | z_{k+1} = z'] over the users observed at k + 1; the total is that of r weighed
     by w_k(z_k) rho_k, normalised in each step. Consistent where, given z, what is not in z does not depend on earlier
@@ -114,34 +114,70 @@ def mis(sample: Sample, ratio: Floats, place: Integers) -> Marginal:
     """
     if not sample.sequential:
         raise InputError("mis: per decision no weight is carried on; use ips or wpdis.")
-    return Marginal(sample.user, sample.group, place, ratio, sample.reward, int(place.max()) + 1)
+    return Marginal(sample.user, sample.group, place, ratio, sample.reward, number or int(place.max()) + 1)
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Where the bins of a log's states are cut, so that every part of it has the same."""
+
+    late: float
+    """Days between two decisions beyond which the later one is late; inf where none is, and lateness parts nothing."""
+    edges: dict[str, Floats]
+    """By feature, the least value of every part but the first."""
+    unknown: frozenset[str]
+    """Features that have a part of their own for NaN; elsewhere NaN lies in the last part."""
+
+    @classmethod
+    def of(cls, table: Transitions, cuts: dict[str, int]) -> "Bins":
+        """Each feature of `cuts` in so many parts of equal size, at quantiles of the table's own rows; a feature of
+        fewer values has a part for each.
+
+        Raises InputError for a feature that the state does not have, and for more than 64 bins.
+        """
+        edges, unknown = {}, set()
+        for name, parts in cuts.items():
+            if name not in table.contract.features:
+                raise InputError(
+                    f"evaluate.marginal: {name!r} is not a state feature (known: {', '.join(table.contract.features)})."
+                )
+            column = _column(table, name)
+            edges[name] = _edges(column[np.isfinite(column)], parts)
+            if not np.isfinite(column).all():
+                unknown.add(name)
+        follows, since = _since(table)
+        late = LONG_GAP * float(np.median(since[follows])) if follows.any() else np.inf
+        found = cls(late if (since[follows] > late).any() else np.inf, edges, frozenset(unknown))
+        if found.number > MOST_BINS:
+            raise InputError(
+                f"evaluate.marginal makes {found.number} bins, more than {MOST_BINS}; give fewer features or parts, as "
+                f"{', '.join(f'{name} = 2' for name in cuts)}."
+            )
+        return found
+
+    @property
+    def number(self) -> int:
+        """Z."""
+        return int(np.prod([1 + np.isfinite(self.late), *(self._parts(name) for name in self.edges)]))
+
+    def place(self, table: Transitions) -> Integers:
+        """[N] z of every row: for each feature which part, and whether the decision came late after the one before."""
+        follows, since = _since(table)
+        found: Integers = (follows & (since > self.late)).astype(np.int64)
+        for name, edges in self.edges.items():
+            column = _column(table, name)
+            code = np.searchsorted(edges, column, side="right")
+            code[~np.isfinite(column)] = self._parts(name) - 1
+            found = found * self._parts(name) + code
+        return found
+
+    def _parts(self, name: str) -> int:
+        return len(self.edges[name]) + 1 + (name in self.unknown)
 
 
 def bins(table: Transitions, cuts: dict[str, int]) -> Integers:
-    """[N] z of every row: for each feature of `cuts` which of so many parts of equal size (NaN: one of its own), and
-    whether the decision came late after the one before.
-
-    Parts are cut at quantiles of the table's own rows; a feature of fewer values has a part for each. Raises InputError
-    for a feature that the state does not have, and for more than 64 bins.
-    """
-    codes: list[tuple[Integers, int]] = [_coded(_late(table).astype(np.float64), 2)]
-    for name, parts in cuts.items():
-        if name not in table.contract.features:
-            raise InputError(
-                f"evaluate.marginal: {name!r} is not a state feature (known: {', '.join(table.contract.features)})."
-            )
-        column = table.state[:, table.contract.features.index(name)].astype(np.float64)
-        codes.append(_coded(column, parts))
-    total = int(np.prod([size for _, size in codes]))
-    if total > MOST_BINS:
-        raise InputError(
-            f"evaluate.marginal makes {total} bins, more than {MOST_BINS}; give fewer features or parts, as "
-            f"{', '.join(f'{name} = 2' for name in cuts)}."
-        )
-    found = np.zeros(len(table.user), dtype=np.int64)
-    for code, size in codes:
-        found = found * size + code
-    return found
+    """[N] z of every row, by bins of the table's own. Raises InputError as `Bins.of` does."""
+    return Bins.of(table, cuts).place(table)
 
 
 def default_cuts(features: Sequence[str]) -> dict[str, int]:
@@ -149,24 +185,20 @@ def default_cuts(features: Sequence[str]) -> dict[str, int]:
     return {name: parts for name, parts in DEFAULT.items() if name in features}
 
 
-def _coded(column: NDArray[np.float64], parts: int) -> tuple[Integers, int]:
-    """(which part each value lies in, how many there are); NaN lies in the last."""
-    known = np.isfinite(column)
-    values = np.unique(column[known])
-    edges = (
-        values[1:]
-        if len(values) <= parts
-        else np.unique(np.quantile(column[known], np.arange(1, parts) / parts, method="higher"))
-    )
-    code = np.searchsorted(edges, column, side="right")
-    code[~known] = len(edges) + 1
-    return code.astype(np.int64), len(edges) + 1 + bool((~known).any())
+def _column(table: Transitions, name: str) -> Floats:
+    column: Floats = table.state[:, table.contract.features.index(name)].astype(np.float64)
+    return column
 
 
-def _late(table: Transitions) -> Booleans:
-    """[N] whether the time since the same user's last decision is more than LONG_GAP times its median."""
-    follows = np.diff(table.user, prepend=-1) == 0
-    since = np.append(0.0, table.elapsed_days[:-1])
-    median = float(np.median(since[follows])) if follows.any() else 0.0
-    found: Booleans = follows & (since > LONG_GAP * median)
+def _edges(known: Floats, parts: int) -> Floats:
+    """The least value of every part but the first, of values that are all `known`."""
+    values = np.unique(known)
+    if len(values) <= parts:
+        return values[1:]
+    found: Floats = np.unique(np.quantile(known, np.arange(1, parts) / parts, method="higher"))
     return found
+
+
+def _since(table: Transitions) -> tuple[Booleans, Floats]:
+    """[N] whether a row follows another of its user, and [N] days since the row before it."""
+    return np.diff(table.user, prepend=-1) == 0, np.append(0.0, table.elapsed_days[:-1])

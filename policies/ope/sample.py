@@ -91,12 +91,12 @@ def trajectory_rows(table: Transitions) -> Booleans:
     return found
 
 
-def take(table: Transitions, rows: Booleans, per: Literal["week", "decision"]) -> Sample:
+def take(table: Transitions, rows: Booleans, per: Literal["week", "decision"], part: bool = False) -> Sample:
     """The sample of the rows of `table` marked in `rows` [N], whole users where `per` is week.
 
     Exposure per week is sum_k Delta_k / 7 over the trajectory, per decision the number of rows.
 
-    Raises InputError where no row is left, and where a user's trajectory covers no time at all.
+    Raises InputError where no row is left and, but for a `part` of a log, where the rows cover no time at all.
     """
     kept = rows & trajectory_rows(table) if per == "week" else rows
     place = np.flatnonzero(kept).astype(np.int64)
@@ -109,10 +109,8 @@ def take(table: Transitions, rows: Booleans, per: Literal["week", "decision"]) -
     if per == "week":
         group = np.arange(len(place)) - start[user]
         exposure: NDArray[Any] = np.add.reduceat(table.elapsed_days[place], start) / DAYS_PER_WEEK
-        if exposure.sum() <= 0:
-            raise InputError(
-                "evaluate: the rows cover no time (elapsed_days sum to 0); a log that spans some days is needed."
-            )
+        if not part:
+            check_exposure(float(exposure.sum()))
     else:
         group = np.where(legal.sum(axis=1) > 1, CHOICE, FORCED)
         exposure = np.bincount(user).astype(np.float64)
@@ -131,12 +129,26 @@ def take(table: Transitions, rows: Booleans, per: Literal["week", "decision"]) -
     )
 
 
+def check_exposure(total: float) -> None:
+    """Raise InputError where the rows cover no time at all: nothing could be said of a week."""
+    if total <= 0:
+        raise InputError(
+            "evaluate: the rows cover no time (elapsed_days sum to 0); a log that spans some days is needed."
+        )
+
+
 def check_propensities(table: Transitions) -> None:
     """Hold the log to what evaluation needs: every propensity known and in (0, 1], and some choice left to chance.
 
     Raises InputError with the count, the first decision and the remedy. A propensity that is unknown is never taken as
     1.
     """
+    check_range(table)
+    check_chance(*choices(table))
+
+
+def check_range(table: Transitions) -> None:
+    """Raise InputError, with the count and the first decision, where a propensity is unknown or outside (0, 1]."""
 
     def refuse(off: Booleans, what: str, remedy: str) -> None:
         if off.any():
@@ -151,13 +163,21 @@ def check_propensities(table: Transitions) -> None:
     p = table.propensity
     refuse(np.isnan(p), "have none", "log the probability of the action taken, or leave those decisions out.")
     refuse((p <= 0) | (p > 1), "lie outside (0, 1]", "log the probability of the action taken.")
+
+
+def choices(table: Transitions) -> tuple[int, int]:
+    """How many decisions have more than one legal action, and how many of them were left to chance."""
     choice = table.legal.sum(axis=1) > 1
-    if not choice.any():
+    return int(choice.sum()), int((choice & (table.propensity < 1 - 1e-12)).sum())
+
+
+def check_chance(choice: int, chance: int) -> None:
+    """Raise InputError where none of a log's decisions has a `choice`, or none of those was left to `chance`."""
+    if not choice:
         raise InputError("legal: no decision has more than one legal action; there is nothing to evaluate.")
-    if (p[choice] >= 1 - 1e-12).all():
+    if not chance:
         raise InputError(
-            f"propensity: all {int(choice.sum())} decisions with a choice were made with probability 1: the logging "
-            "policy never "
+            f"propensity: all {choice} decisions with a choice were made with probability 1: the logging policy never "
             "explored, so the log cannot say what another action would have done; log with some randomisation first."
         )
 
@@ -176,14 +196,19 @@ def check_rewards(table: Transitions) -> None:
         )
 
 
-def days_left(table: Transitions) -> Floats:
+def ends(table: Transitions) -> Integers:
+    """[N] end of the interval of each row, microseconds since the epoch."""
+    return table.decided_at + np.rint(table.elapsed_days * MICROSECONDS_PER_DAY).astype(np.int64)
+
+
+def days_left(table: Transitions, log_end: int | None = None) -> Floats:
     """[N] days from each row to the end of what is observed of its user, the state that an undiscounted value needs.
 
     The end of the user's trajectory where it was truncated. Where the account was closed, the end of the log: to count
-    down to the closing would tell the value function what nobody knew.
+    down to the closing would tell the value function what nobody knew. `log_end`, us, is by default the table's.
     """
-    end_us = table.decided_at + np.rint(table.elapsed_days * MICROSECONDS_PER_DAY).astype(np.int64)
-    horizon = np.full(int(table.user.max()) + 1, end_us.max(), dtype=np.int64)
+    end_us = ends(table)
+    horizon = np.full(int(table.user.max()) + 1, end_us.max() if log_end is None else log_end, dtype=np.int64)
     last = np.flatnonzero(trajectory_rows(table) & table.truncated & ~table.terminal)
     horizon[table.user[last]] = end_us[last]
     left: Floats = np.maximum(horizon[table.user] - table.decided_at, 0) / MICROSECONDS_PER_DAY

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
-from deltalake import DeltaTable, write_deltalake
+from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError
 from pyspark.sql import SparkSession
 from typer.testing import CliRunner
@@ -19,6 +19,8 @@ from models.errors import InputError, TransientError
 from pipelines import erase, estimation, jobs
 from pipelines.cli import app
 from pipelines.config import Config, validate
+from pipelines.estimation import transitions_to_evaluate
+from pipelines.evaluating_spark import Log
 from policies.gate import judge
 
 
@@ -141,6 +143,26 @@ def test_the_world_s_own_propensities_are_recovered(whole) -> None:
     for key in ("cross_fitted", "held_out"):
         assert calibration[key]["ece"] < 0.06
         assert calibration[key]["log_loss"] < calibration[key]["base_log_loss"] - 0.03
+
+
+def test_a_log_read_by_spark_has_the_same_estimates(spark: SparkSession, whole) -> None:
+    config, _ = whole
+    lineage = left_by(config, "train")["lineage"]
+    log, here = Log.of(spark, config, lineage), transitions_to_evaluate(config, lineage)
+    there = log.sample()
+    assert log.estimates_version == here.estimates_version
+    for name in ("user_id", "user", "propensity", "estimated", "decided_at", "state", "reward", "terminal", "split"):
+        np.testing.assert_array_equal(getattr(there, name), getattr(here, name))
+
+
+def test_estimates_of_another_version_are_refused_by_spark(spark: SparkSession, copied) -> None:
+    estimates = DeltaTable(copied.propensities_path)
+    facts = {"transitions_version": "77", "transitions_fingerprint": "x"}
+    write_deltalake(
+        estimates, estimates.to_pyarrow_table(), mode="overwrite", commit_properties=CommitProperties(facts)
+    )
+    with pytest.raises(InputError, match="estimated for version 77 of the transitions, not for version 0"):
+        Log.of(spark, copied, None)
 
 
 def test_the_table_holds_what_was_unknown_and_how_it_was_made(whole) -> None:

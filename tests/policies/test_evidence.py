@@ -8,8 +8,8 @@ import pytest
 
 from models.errors import InputError
 from models.table import Transitions
-from policies.evidence import by_segment, confounding, disagreement, spread
-from policies.ope.diagnostics import ess_if_explored, weight_diagnostics
+from policies.evidence import confounding, disagreement, relative_difference, spread
+from policies.ope.diagnostics import Explored, weight_diagnostics
 from policies.ope.mis import bins
 from policies.ope.on_policy import on_policy
 from policies.ope.sample import take
@@ -80,11 +80,17 @@ def test_a_segment_shows_the_harm_that_the_mean_hides(table_of: Build) -> None:
     whole = RowSet.of(table, every(table), QUICK, 0)
     target, q = Target.of(Always(), table), np.zeros((len(table.user), 2, 1))
     parts = segments(table, every(table), ["x0"])
-    found = by_segment(table, whole, parts, target, q, "wpdis")
+    among = {name: whole.among(table, rows) for name, rows in parts.items()}
+    found = {
+        name: relative_difference(
+            part.estimates(target, q, only=("wpdis",))["wpdis"], part.metrics(on_policy(part.sample))
+        )
+        for name, part in among.items()
+    }
     # the log earns 2 + 0.5 and always 3 of x0 = 0; 2 - 0.5 and 1 of x0 = 1
     for name, expected in (("x0 = 0", 0.5 / 2.5), ("x0 = 1", -0.5 / 1.5)):
-        figure = found[name]["metrics"]["value"]
-        assert found[name]["users"] == 400
+        figure = found[name]["value"]
+        assert among[name].sample.users == 400
         assert abs(figure["relative"] - expected) < 4 * figure["se"] < 0.2
     together = target_difference(whole, target, q)
     assert abs(together) < 0.05
@@ -161,7 +167,7 @@ def test_exploration_foretells_the_effective_sample_size_it_would_bring(table_of
         return take(table, every(table), "week")
 
     then = log(0.1, 0)
-    foretold = ess_if_explored(sample(then), Target.of(Half(), then).ratio)
+    foretold = Explored.of(sample(then), Target.of(Half(), then).ratio).ess()
     later = log(0.3, 1)
     found = weight_diagnostics(sample(later), Target.of(Half(), later).ratio)["ess"]
     # E[rho^2] = 0.25 / 0.3 + 0.25 / 0.7 a decision: 40,000 / 1.1905^2 = 28,224

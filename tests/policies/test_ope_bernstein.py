@@ -6,7 +6,7 @@ import pytest
 
 from models.table import Transitions
 from policies.base import Floats
-from policies.ope.bernstein import floor, most_per_user
+from policies.ope.bernstein import Capped, most_per_user
 from policies.ope.intervals import user_keys
 from policies.ope.sample import take
 
@@ -17,6 +17,10 @@ def everyone(table: Transitions, per: Any = "decision") -> Any:
     return take(table, np.ones(len(table.action), dtype=np.bool_), per)
 
 
+def floor(sample: Any, ratio: Floats, keys: Any, most: Floats, alpha: float) -> Floats:
+    return Capped.of(sample, ratio, keys, np.isfinite(most)).floor(most, alpha)
+
+
 def keys_of(table: Transitions) -> Any:
     return user_keys(table.user_id)
 
@@ -25,8 +29,9 @@ def test_what_no_user_can_exceed(table_of: Build) -> None:
     table = table_of("aab", [1, 0, 1], [0.5] * 3, np.ones((3, 4)), elapsed_days=[2, 3, 4],
                      rewards=("sends", "visits", "weekly_active_days", "steps"))  # fmt: skip
     # two decisions at most, and five days at most
-    np.testing.assert_allclose(most_per_user(everyone(table, "week"), table.contract.rewards, {"steps": 3.0}),
-                               [2.0, np.nan, 5.0, 6.0])  # fmt: skip
+    found = Capped.of(everyone(table, "week"), np.ones(3), keys_of(table), np.ones(4, dtype=np.bool_))
+    most = most_per_user(found.rows, found.days, table.contract.rewards, {"steps": 3.0})
+    np.testing.assert_allclose(most, [2.0, np.nan, 5.0, 6.0])
 
 
 def test_golden_bound(table_of: Build) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from models.errors import InputError
 from models.table import Transitions
-from policies.ope.diagnostics import calibration, histogram, support, supported, weight_diagnostics
+from policies.ope.diagnostics import Calibration, Support, Weights, supported, weight_diagnostics
 from policies.ope.fqe import Fit, fit_all, folds
 from policies.ope.sample import Sample, check_propensities, take
 
@@ -26,7 +26,7 @@ def test_golden_weights_per_week(table_of: Build) -> None:
     assert found["largest_weight"] == pytest.approx(4 / 6)
     assert found["mean_weight"] == pytest.approx(2.0)
     assert found["mean_weight_se"] == pytest.approx(np.sqrt(6) / 3)
-    counts = histogram(sample, np.array([2.0, 0.5, 2.0, 2.0, 1.0]))
+    counts = Weights.of(sample, np.array([2.0, 0.5, 2.0, 2.0, 1.0])).histogram()
     assert sum(counts["counts"]) == 3
     assert len(counts["edges"]) == len(counts["counts"]) + 1
 
@@ -76,8 +76,8 @@ def test_support_counts_user_weeks(table_of: Build) -> None:
     propensity = np.array([0.5] * 8 + [1.0] + [0.5])
     table = table_of("a" * 9 + "b", [0] * 10, propensity, [0.0] * 10)
     probability = np.tile([0.0, 1.0], (10, 1))
-    assert support(sample_of(table), probability) == pytest.approx(2 / 3)
-    assert support(sample_of(table, "decision"), probability) == pytest.approx(9 / 10)
+    assert Support.of(sample_of(table), probability).share() == pytest.approx(2 / 3)
+    assert Support.of(sample_of(table, "decision"), probability).share() == pytest.approx(9 / 10)
 
 
 def logged(table_of: Build, scale: float) -> Transitions:
@@ -88,7 +88,7 @@ def logged(table_of: Build, scale: float) -> Transitions:
 
 
 def test_calibration_of_right_propensities(table_of: Build) -> None:
-    found = calibration(logged(table_of, 1.0), ("hold", "send"))
+    found = Calibration.of(logged(table_of, 1.0)).plain(("hold", "send"))
     for name in ("hold", "send"):
         assert abs(found["actions"][name]["mean_weight"] - 1) < 3.5 * found["actions"][name]["se"] < 0.1
     assert found["inverse_sum"] == pytest.approx(1.0, abs=0.02)
@@ -98,14 +98,14 @@ def test_calibration_of_right_propensities(table_of: Build) -> None:
 
 
 def test_calibration_finds_propensities_that_sum_to_more_than_one(table_of: Build) -> None:
-    found = calibration(logged(table_of, 1.2), ("hold", "send"))
+    found = Calibration.of(logged(table_of, 1.2)).plain(("hold", "send"))
     assert found["inverse_sum"] == pytest.approx(1.2, abs=0.02)
     assert found["actions"]["send"]["mean_weight"] == pytest.approx(1 / 1.2, abs=0.03)
 
 
 def test_calibration_leaves_forced_and_certain_rows_out(table_of: Build) -> None:
     table = table_of("abcd", [0, 0, 1, 0], [1.0, 1.0, 0.5, 0.5], [0.0] * 4, legal=[[1, 0], [1, 1], [1, 1], [1, 1]])
-    found = calibration(table, ("hold", "send"))
+    found = Calibration.of(table).plain(("hold", "send"))
     # c and d: 1{send} / p = 2 and 0, 1{hold} / p = 0 and 2; mean |legal| / mean(1/p) = 2 / 2
     assert found["actions"]["send"] == pytest.approx({"mean_weight": 1.0, "se": np.sqrt(2) / 2, "decisions": 2})
     assert found["inverse_sum"] == pytest.approx(1.0)
@@ -113,7 +113,7 @@ def test_calibration_leaves_forced_and_certain_rows_out(table_of: Build) -> None
 
 def test_calibration_counts_one_probability_in_one_bin_whichever_action_showed_it(table_of: Build) -> None:
     # Sent with probability 0.2, and held with 0.8: 1 - 0.8 is 0.19999999999999996.
-    found = calibration(table_of("ab", [1, 0], [0.2, 0.8], [0.0] * 2), ("hold", "send"))
+    found = Calibration.of(table_of("ab", [1, 0], [0.2, 0.8], [0.0] * 2)).plain(("hold", "send"))
     assert found["bins"] == [{"predicted": pytest.approx(0.2), "observed": 0.5, "n": 2}]
 
 
