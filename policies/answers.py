@@ -9,7 +9,7 @@ import numpy as np
 
 from policies.base import Floats
 from policies.ope.bernstein import Capped
-from policies.ope.diagnostics import Calibration, Explored, Support, Weights
+from policies.ope.diagnostics import Calibration, Explored, Steps, Support, Weights
 from policies.ope.merging import added, from_bytes
 from policies.ope.mis import MarginalSums
 from policies.ope.sample import check_exposure
@@ -77,7 +77,7 @@ class Answer:
 KINDS = {
     kind.__name__: kind
     for kind in (
-        *(Buckets, Tally, LogTally, Read, Weights, Support, Capped, Explored, Calibration),
+        *(Buckets, Tally, LogTally, Read, Weights, Steps, Support, Capped, Explored, Calibration),
         *(Additive, Normalised, Corrected, MarginalSums),
     )
 }

@@ -49,7 +49,8 @@ def confounding(whole: RowSet, estimated: Booleans, target: Target, logged: Metr
     """
     rows = whole.sample.rows
     found: dict[str, Any] = {"gamma": list(GAMMAS), "metrics": {}}
-    every = [bounds(whole.sample, target.ratio[rows], estimated[rows], gamma) for gamma in GAMMAS]
+    ratio, guessed = whole.sample.ratios(target.ratio), estimated[rows] & ~whole.sample.closed
+    every = [bounds(whole.sample, ratio, guessed, gamma) for gamma in GAMMAS]
     low, high = (np.stack(side) for side in zip(*every, strict=True))
     sides = {name: (low[:, c], high[:, c]) for c, name in enumerate(whole.components)}
     if {"clicks", "sends"} <= sides.keys():

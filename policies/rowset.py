@@ -19,7 +19,7 @@ from policies.ope.intervals import CHUNK_CELLS, Keys, lower, poisson_counts, rep
 from policies.ope.ips import ips
 from policies.ope.mis import Bins, default_cuts, mis
 from policies.ope.pdis import pdis
-from policies.ope.sample import Sample, take
+from policies.ope.sample import Pace, Sample, take
 from policies.ope.summaries import Corrected, Summary, Summed
 from policies.ope.target import Target
 from policies.ope.wdr import magic, wdr
@@ -96,6 +96,7 @@ class RowSet:
     """K reward components."""
     keys: Keys
     """[U] who they are."""
+    pace: Pace
     place: Integers | None
     """[n] bins that state-marginalised IS carries its weights by; None where it is left out."""
     bins: int = 0
@@ -104,7 +105,7 @@ class RowSet:
     @classmethod
     def of(cls, table: Transitions, rows: Booleans, config: EvaluateConfig, seed: int) -> "RowSet":
         """`rows` [N] of a whole log. Raises InputError as `take` and `Bins.of` do."""
-        return cls.cut(table, rows, config, seed, marginal_bins(table, config))
+        return cls.cut(table, rows, config, seed, marginal_bins(table, config), Pace.of(table))
 
     @classmethod
     def cut(
@@ -114,21 +115,25 @@ class RowSet:
         config: EvaluateConfig,
         seed: int,
         bins: Bins | None,
+        pace: Pace,
         part: bool = False,
     ) -> "RowSet":
-        """`rows` [N] of a log or of a `part` of its users, by `bins` that all parts share."""
-        sample = take(table, rows, config.per, part)
+        """`rows` [N] of a log or of a `part` of its users, by `bins` and `pace` that all parts share."""
+        sample = take(table, rows, config.per, part, pace)
         keys = user_keys(table.user_id[table.user[sample.rows[sample.start]]])
-        place = None if bins is None else bins.place(table)[sample.rows]
         counts = poisson_counts(keys, config.resamples, seed)
-        return cls(sample, counts, table.contract.rewards, keys, place, 0 if bins is None else bins.number)
+        if bins is None:
+            return cls(sample, counts, table.contract.rewards, keys, pace, None)
+        # Whoever left is in a bin of their own.
+        place: Integers = np.where(sample.closed, bins.number, bins.place(table)[sample.rows])
+        return cls(sample, counts, table.contract.rewards, keys, pace, place, bins.number + 1)
 
     def among(self, table: Transitions, rows: Booleans) -> "RowSet":
         """Those of its users who have `rows` [N] of the `table` it is of: the same resamples, their rows alone."""
-        sample = take(table, rows, "week" if self.sample.sequential else "decision", part=True)
+        sample = take(table, rows, "week" if self.sample.sequential else "decision", True, self.pace)
         place = None if self.place is None else self.place[rows[self.sample.rows]]
         users = np.isin(table.user[self.sample.rows[self.sample.start]], table.user[sample.rows[sample.start]])
-        return RowSet(sample, self.counts[:, users], self.components, self.keys[users], place, self.bins)
+        return RowSet(sample, self.counts[:, users], self.components, self.keys[users], self.pace, place, self.bins)
 
     def metrics(self, summary: Summary) -> Metrics:
         """Every component's replicates, and CTR = clicks / sends from the totals of each resample."""
@@ -141,8 +146,10 @@ class RowSet:
         read of the sums of WDR.
         """
         rows, sample, place = self.sample.rows, self.sample, self.place
-        ratio, probability = target.ratio[rows], target.probability[rows]
+        ratio, probability = sample.ratios(target.ratio), target.probability[rows]
         of_rows = np.zeros(0) if q is None else q[rows]
+        if q is not None:
+            of_rows[sample.closed] = 0.0
         made: dict[str, Callable[[], Summary]] = {"ips": lambda: ips(sample, ratio)}
         if place is not None:
             made["mis"] = lambda: mis(sample, ratio, place, self.bins)
@@ -169,7 +176,7 @@ class RowSet:
     def diagnostics(self, target: Target) -> dict[str, float]:
         rows = self.sample.rows
         weights, support = (
-            Weights.of(self.sample, target.ratio[rows]),
+            Weights.of(self.sample, self.sample.ratios(target.ratio)),
             Support.of(self.sample, target.probability[rows]),
         )
         return {**weights.diagnostics(), "support": support.share()}

@@ -92,7 +92,7 @@ def compare(
     return {
         "rows": ROWS,
         "users": rows.sample.users,
-        "decisions": len(rows.sample.rows),
+        "decisions": rows.sample.decisions,
         "per": config.per,
         "unit": f"per {'user-week' if config.per == 'week' else 'decision'}",
         "components": list(logged),

@@ -21,7 +21,7 @@ from policies.ope.intervals import CHUNK_CELLS
 from policies.ope.merging import Sums
 from policies.ope.mis import Bins
 from policies.ope.on_policy import on_policy
-from policies.ope.sample import check_range, check_rewards, choices, trajectory_rows
+from policies.ope.sample import Pace, check_range, check_rewards, choices, trajectory_rows
 from policies.ope.summaries import Additive, Summary, Summed
 from policies.ope.target import Target
 from policies.rowset import EvaluateConfig, Levels, RowSet, marginal_bins
@@ -60,6 +60,7 @@ class Plan:
     whole: str | None
     """The policy that is mixed with the logging policy at the gate's shares; None without a learned candidate."""
     bins: Bins | None
+    pace: Pace
     cuts: Cuts
     step: int
     """Resamples that are summed at a time."""
@@ -98,6 +99,7 @@ class Plan:
             learned=learned,
             whole=(alone or gate.candidate) if gate.candidate in learned else None,
             bins=marginal_bins(table, config),
+            pace=Pace.of(table),
             cuts=Cuts.of(table, judged, gate.segments),
             step=step or max(1, CHUNK_CELLS // len(table.user_id)),
         )
@@ -177,7 +179,7 @@ class Part:
         rows = plan.row_sets(table)
         there = trajectory_rows(table) if plan.config.per == "week" else rows["all"]
         sets = {
-            name: RowSet.cut(table, each, plan.config, plan.seed, plan.bins, part=True)
+            name: RowSet.cut(table, each, plan.config, plan.seed, plan.bins, plan.pace, part=True)
             for name, each in rows.items()
             if (each & there).any()
         }
@@ -285,7 +287,7 @@ class _Counted:
         return Tally(
             buckets=self.buckets,
             users=sample.users,
-            decisions=len(sample.rows),
+            decisions=sample.decisions,
             left_out=sample.left_out,
             exposure=counts @ sample.exposure,
             logged=on_policy(sample).over(counts),
@@ -311,7 +313,7 @@ def _facts(plan: Plan, asked: Asked, row_set: RowSet, target: Target | None) -> 
     sample = row_set.sample
     if target is None:
         return {"weights": Weights.of(sample, np.ones(len(sample.rows)))}
-    ratio = target.ratio[sample.rows]
+    ratio = sample.ratios(target.ratio)
     found: dict[str, Sums] = {"weights": Weights.of(sample, ratio)}
     if asked.rows != "choice":
         bounded = np.isfinite(most_per_user(1.0, 1.0, plan.contract.rewards, plan.config.most_per_decision))

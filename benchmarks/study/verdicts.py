@@ -12,7 +12,6 @@ from policies.base import Booleans, Floats
 from policies.evidence import CONSISTENT, disagreement
 from policies.gate import judge
 from policies.ope.diagnostics import Calibration
-from policies.ope.dr import dr
 from policies.ope.fqe import Fit, FitQ, fit_all, folds
 from policies.ope.intervals import one_sided, replicates
 from policies.ope.on_policy import on_policy
@@ -74,13 +73,12 @@ class Court:
 
     def replicates(self, targets: Sequence[Target], q: Sequence[Floats]) -> list[Metrics]:
         """The doubly robust estimate of each target in every resample, all in one product."""
-        sample = self.rows.sample
-        rows = sample.rows
-        sums = [
-            dr(sample, each.ratio[rows], each.probability[rows], values[rows]).sums
-            for each, values in zip(targets, q, strict=True)
-        ]
-        whole = replicates(Additive(np.concatenate(sums, axis=1)), sample.exposure, self.rows.counts)
+        sums = []
+        for target, values in zip(targets, q, strict=True):
+            made = self.rows.summaries(target, values, only=(JUDGES_BY,))[JUDGES_BY]
+            assert isinstance(made, Additive)
+            sums.append(made.sums)
+        whole = replicates(Additive(np.concatenate(sums, axis=1)), self.rows.sample.exposure, self.rows.counts)
         names = self.rows.components
         found = []
         for values in np.split(whole, len(sums), axis=1):

@@ -76,7 +76,7 @@ class Capped(Sums):
             squared=squared,
             exposure=float(sample.exposure.sum()),
             users=float(sample.users),
-            rows=float(np.bincount(sample.user).max()),
+            rows=float(np.bincount(sample.user[~sample.closed]).max()),
             days=float(sample.exposure.max() * DAYS_PER_WEEK) if sample.sequential else 0.0,
             negative=np.any(sample.reward < 0, axis=0, keepdims=True)[0],
         )

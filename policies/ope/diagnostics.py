@@ -10,6 +10,7 @@ from models.table import Transitions
 from policies.base import Booleans, Floats
 from policies.ope.merging import Sums
 from policies.ope.sample import DAYS_PER_WEEK, MICROSECONDS_PER_DAY, Sample
+from policies.ope.summaries import UNFOLLOWED
 
 SUPPORT_FLOOR = 1e-3
 """An action counts as taken by a policy, and as shown by the log, where its probability is above this."""
@@ -24,6 +25,50 @@ FEW_CLUSTERS = 30
 rejects too often. Source: Cameron, Gelbach and Miller 2008."""
 BINS = 10
 """Bins of predicted probability in the calibration of propensities."""
+
+
+@dataclass(frozen=True)
+class Steps(Sums):
+    """The weights of trajectories step by step; G steps, none per decision."""
+
+    number: Floats
+    """[G] users observed."""
+    weight: Floats
+    """[G] sum w_uk."""
+    squared: Floats
+    """[G] sum w_uk^2."""
+
+    @classmethod
+    def of(cls, sample: Sample, after: Floats) -> "Steps":
+        """From `after` [n] w_k."""
+        if not sample.sequential:
+            return cls(np.zeros(0), np.zeros(0), np.zeros(0))
+        columns = (np.ones_like(after), after, after**2)
+        return cls(*(np.bincount(sample.group, column).astype(np.float64) for column in columns))
+
+    def __add__(self, other: "Steps", /) -> "Steps":
+        length = max(len(self.number), len(other.number))
+        mine, theirs = (
+            [np.pad(each, (0, length - len(each))) for each in (part.number, part.weight, part.squared)]
+            for part in (self, other)
+        )
+        return Steps(*(a + b for a, b in zip(mine, theirs, strict=True)))
+
+    def ess(self, users: float) -> float:
+        """users sum_k n_k / sum_k (n_k^2 / ess_k), ess_k = (sum_u w_uk)^2 / sum_u w_uk^2; 0 where some step has none.
+
+        How much a total over steps, each the n_k users' weighted mean, is less certain than the log's own: it is what
+        is left where many users have few decisions and few have many, whose weights are dead. The last steps that
+        together hold no more than UNFOLLOWED of the rows are left out, as in `Normalised`.
+        """
+        if not len(self.number):
+            return float(users)
+        tail = np.cumsum(self.number[::-1])[::-1]
+        live = tail > UNFOLLOWED * tail[0]
+        number, weight, squared = self.number[live], self.weight[live], self.squared[live]
+        if (weight <= 0).any():
+            return 0.0
+        return float(users * number.sum() / (number**2 * squared / weight**2).sum())
 
 
 @dataclass(frozen=True)
@@ -49,6 +94,8 @@ class Weights(Sums):
     """sum of rho over all rows."""
     counts: Floats
     """[B] users (per week) or rows (per decision) by their weight, in the bins that begin at EDGES."""
+    users: float
+    steps: Steps
     largest: float
     """max w_u."""
     largest_total: float
@@ -62,7 +109,7 @@ class Weights(Sums):
     def of(cls, sample: Sample, ratio: Floats) -> "Weights":
         """From `ratio` [n] rho_k."""
         total, number = _user_weights(sample, ratio)
-        weight, one_step = total / number, sample.per_user(ratio)
+        weight, one_step = total / number, sample.per_user(np.where(sample.closed, 0.0, ratio))
         shown = total if sample.sequential else ratio
         return cls(
             weight=float(weight.sum()),
@@ -72,6 +119,8 @@ class Weights(Sums):
             off=_off(total, number),
             one_step=float(one_step.sum()),
             counts=np.histogram(shown, [*EDGES, np.inf])[0].astype(np.float64),
+            users=float(sample.users),
+            steps=Steps.of(sample, sample.weights(ratio)[1]),
             largest=float(weight.max()),
             largest_total=float(total.max()),
             largest_one_step=float(one_step.max()),
@@ -81,12 +130,14 @@ class Weights(Sums):
     def diagnostics(self) -> dict[str, float]:
         """Effective sample size in users, largest weight's share, mean weight and its standard error.
 
-        ess = (sum w_u)^2 / sum w_u^2: U where all are 1. largest_weight = max w_u / sum w_u. mean_weight, which is 1 on
-        average where propensities are right, is the mean over trajectories or over rows; its error is clustered by
-        user. Source: Kish 1965.
+        ess = (sum w_u)^2 / sum w_u^2 of the whole trajectories, or what their steps leave (`Steps.ess`) where that is
+        less: U where all are 1. largest_weight = max w_u / sum w_u. mean_weight, which is 1 on average where
+        propensities are right, is the mean over trajectories or over rows; its error is clustered by user. Source:
+        Kish 1965.
         """
+        whole = self.weight**2 / self.squared if self.squared > 0 else 0.0
         return {
-            "ess": self.weight**2 / self.squared if self.squared > 0 else 0.0,
+            "ess": min(whole, self.steps.ess(self.users)),
             "largest_weight": float(self.largest / self.weight) if self.squared > 0 else 1.0,
             "mean_weight": self.total / self.number,
             "mean_weight_se": _error(self.off, self.total, self.number),
@@ -204,7 +255,7 @@ class Support(Sums):
     @classmethod
     def of(cls, sample: Sample, probability: Floats) -> "Support":
         """`probability` [n, A] pi."""
-        shown = supported(sample, probability)
+        shown = supported(sample, probability) | sample.closed
         if not sample.sequential:
             return cls(float(shown.sum()), float(len(shown)))
         since = sample.at - sample.at[sample.start][sample.user]

@@ -1,7 +1,7 @@
 """The rows a policy is evaluated on, cut into trajectories or single decisions, and what every estimator reads of
 them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -43,10 +43,22 @@ class Sample:
     """[U] what a user's total is divided by in the end: user-weeks covered, or decisions."""
     left_out: int
     """Rows after the end of their user's trajectory."""
+    closed: Booleans
+    """[n] steps after the account was closed: nothing is decided or earned, and the user still counts as observed."""
 
     @property
     def users(self) -> int:
         return len(self.exposure)
+
+    @property
+    def decisions(self) -> int:
+        """Rows at which something was decided."""
+        return len(self.rows) - int(self.closed.sum())
+
+    def ratios(self, ratio: Floats) -> Floats:
+        """[n] rho of the rows, from `ratio` [N] of the whole table; 1 where the account is closed."""
+        found: Floats = np.where(self.closed, 1.0, ratio[self.rows])
+        return found
 
     @cached_property
     def start(self) -> Integers:
@@ -91,10 +103,36 @@ def trajectory_rows(table: Transitions) -> Booleans:
     return found
 
 
-def take(table: Transitions, rows: Booleans, per: Literal["week", "decision"], part: bool = False) -> Sample:
+@dataclass(frozen=True)
+class Pace:
+    """How often a log decides about a user, the same of every part of it."""
+
+    gap_days: float
+    """Median time from a decision to the user's next one; inf where nobody has a next one."""
+    steps: int
+    """Of the longest trajectory."""
+
+    @classmethod
+    def of(cls, table: Transitions) -> "Pace":
+        rows = trajectory_rows(table)
+        follows = table.next_row >= 0
+        gap = float(np.median(table.elapsed_days[follows])) if follows.any() else np.inf
+        return cls(gap if gap > 0 else np.inf, int(np.bincount(table.user[rows]).max(initial=0)))
+
+
+def take(
+    table: Transitions,
+    rows: Booleans,
+    per: Literal["week", "decision"],
+    part: bool = False,
+    pace: Pace | None = None,
+) -> Sample:
     """The sample of the rows of `table` marked in `rows` [N], whole users where `per` is week.
 
-    Exposure per week is sum_k Delta_k / 7 over the trajectory, per decision the number of rows.
+    Exposure per week is sum_k Delta_k / 7 over the trajectory, per decision the number of rows. With `pace` (per week)
+    a user whose account was closed stays for the steps that were left: as many as the time of the last row has room
+    for, and no more than the longest trajectory. Who leaves because of what was sent is else taken for one who was
+    never there, and weights that are normalised over those still observed would speak of the others alone.
 
     Raises InputError where no row is left and, but for a `part` of a log, where the rows cover no time at all.
     """
@@ -114,7 +152,7 @@ def take(table: Transitions, rows: Booleans, per: Literal["week", "decision"], p
     else:
         group = np.where(legal.sum(axis=1) > 1, CHOICE, FORCED)
         exposure = np.bincount(user).astype(np.float64)
-    return Sample(
+    found = Sample(
         rows=place,
         user=user.astype(np.int64),
         group=group.astype(np.int64),
@@ -126,6 +164,35 @@ def take(table: Transitions, rows: Booleans, per: Literal["week", "decision"], p
         reward=np.asarray(table.reward[place], dtype=np.float64),
         exposure=exposure.astype(np.float64),
         left_out=int(rows.sum()) - len(place),
+        closed=np.zeros(len(place), dtype=np.bool_),
+    )
+    return found if pace is None or per == "decision" else _stayed(found, table, pace)
+
+
+def _stayed(sample: Sample, table: Transitions, pace: Pace) -> Sample:
+    """With the steps that closed accounts had left."""
+    left = np.where(table.terminal[sample.rows], np.rint(table.elapsed_days[sample.rows] / pace.gap_days) - 1, 0)
+    more = np.clip(left, 0, np.maximum(pace.steps - 1 - sample.group, 0)).astype(np.int64)
+    if not more.any():
+        return sample
+    # A terminal row is its user's last: copies of it follow it, each a step later.
+    copies = np.repeat(np.arange(len(more)), more + 1)
+    first = np.diff(copies, prepend=-1) != 0
+    since = np.arange(len(copies)) - np.flatnonzero(first)[np.cumsum(first) - 1]
+    closed = since > 0
+    legal = sample.legal[copies]
+    legal[closed] = np.arange(legal.shape[1]) == 0
+    return replace(
+        sample,
+        rows=sample.rows[copies],
+        user=sample.user[copies],
+        group=sample.group[copies] + since,
+        at=sample.at[copies],
+        action=np.where(closed, 0, sample.action[copies]),
+        propensity=np.where(closed, 1.0, sample.propensity[copies]),
+        legal=legal,
+        reward=np.where(closed[:, None], 0.0, sample.reward[copies]),
+        closed=closed,
     )
 
 
