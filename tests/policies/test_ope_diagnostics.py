@@ -157,3 +157,52 @@ def test_a_value_function_without_rows_to_learn_from_is_refused(table_of: Build)
     nothing, every = np.zeros(2, dtype=bool), np.ones(2, dtype=bool)
     with pytest.raises(InputError, match="no rows to fit a value function on for 2 rows"):
         fit_all(table, [[Fit(np.full((2, 2), 0.5), nothing, every)]], True, lambda *_: np.zeros((1, 2, 2, 1)))
+
+
+def test_few_long_trajectories_are_not_hidden_by_many_short_ones(table_of: Build) -> None:
+    """1,000 users of one row, 100 of twelve, a coin; always send: after twelve sends 100 / 2^12 users are left.
+
+    Whole trajectories count 500 of the short ones; the steps tell that a third of the rows rest on nobody.
+    """
+    rng = np.random.default_rng(0)
+    names = [f"s{i:04d}" for i in range(1000)] + [f"t{i:03d}" for i in range(100) for _ in range(12)]
+    action = (rng.random(len(names)) < 0.5).astype(int)
+    # Every step of the first long user is followed: none is without any weight.
+    action[1000:1012] = 1
+    table = table_of(names, action, [0.5] * len(names), np.zeros(len(names)))
+    sample = take(table, np.ones(len(names), dtype=np.bool_), "week")
+    ratio = np.where(action == 1, 2.0, 0.0)
+    weights = Weights.of(sample, ratio)
+    _, after = sample.weights(ratio)
+    short = int((action[:1000] == 1).sum())
+    # the one long user left weighs 2^12, a short one 2
+    whole = (2 * short + 4096) ** 2 / (4 * short + 4096**2)
+    per_step = []
+    for k in range(12):
+        w = after[sample.group == k]
+        per_step.append((len(w), w.sum() ** 2 / (w**2).sum()))
+    rows = sum(n for n, _ in per_step)
+    steps = 1100 * rows / sum(n**2 / ess for n, ess in per_step)
+    assert weights.steps.ess(1100.0) == pytest.approx(steps)
+    assert weights.diagnostics()["ess"] == pytest.approx(min(whole, steps))
+    assert steps < 60
+
+
+def test_the_log_itself_has_all_of_its_users_at_every_step(table_of: Build) -> None:
+    names = [f"u{i:03d}" for i in range(50) for _ in range(1 + i % 7)]
+    table = table_of(names, [0] * len(names), [0.5] * len(names), np.zeros(len(names)))
+    sample = take(table, np.ones(len(names), dtype=np.bool_), "week")
+    assert Weights.of(sample, np.ones(len(names))).diagnostics()["ess"] == pytest.approx(50)
+
+
+def test_a_last_step_of_few_rows_that_nobody_follows_is_left_out(table_of: Build) -> None:
+    # 150 users of one row and one of two, whose second is not followed: 1 row in 152
+    names = [f"u{i:03d}" for i in range(150)] + ["w", "w"]
+    table = table_of(names, [1] * 151 + [0], [0.5] * 152, np.zeros(152))
+    sample = take(table, np.ones(152, dtype=np.bool_), "week")
+    ratio = np.where(table.action == 1, 2.0, 0.0)
+    assert Weights.of(sample, ratio).diagnostics()["ess"] == pytest.approx(150)
+    longer = names + ["w"] * 2
+    table = table_of(longer, [1] * 151 + [0] * 3, [0.5] * 154, np.zeros(154))
+    sample = take(table, np.ones(154, dtype=np.bool_), "week")
+    assert Weights.of(sample, np.where(table.action == 1, 2.0, 0.0)).diagnostics()["ess"] == 0.0
