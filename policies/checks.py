@@ -43,7 +43,9 @@ def signed(metric: GuardedMetric, difference: Mapping[str, Any]) -> tuple[float 
     return turned[0], turned[1], turned[2]
 
 
-def within_margin(name: str, metric: GuardedMetric, difference: Mapping[str, Any], users: int) -> Check:
+def within_margin(
+    name: str, metric: GuardedMetric, difference: Mapping[str, Any], users: int, withheld: str | None = None
+) -> Check:
     estimate, low, high = signed(metric, difference)
     needed = f"at most {_percent(metric.margin)} worse than the logging policy; {metric.direction} is better"
     bounds = {"relative": difference["relative"], "worst": low, "best": high, "margin": metric.margin}
@@ -54,14 +56,14 @@ def within_margin(name: str, metric: GuardedMetric, difference: Mapping[str, Any
             "smaller rollout share or a wider margin would change this."
         )
         return Check(name, False, bounds, needed, reason)
-    if low is not None and low >= -metric.margin:
+    if estimate is not None and low is not None and low >= -metric.margin:
         reason = f"{about}, at worst {_change(low)}: within the margin of {_percent(metric.margin)}."
         return Check(name, True, bounds, needed, reason)
     if low is None or estimate is None:
+        why = withheld or "the logging policy's value is 0, or too few users follow the policy to the end"
         reason = (
-            f"{about}, with no bound on how much worse: the logging policy's value is 0, or too few users follow the "
-            f"policy to the end, so the margin of {_percent(metric.margin)} cannot be checked. A smaller rollout share "
-            "or more exploration in the log would lift it."
+            f"{about}, with no bound on how much worse: {why}, so the margin of {_percent(metric.margin)} cannot be "
+            "checked. A smaller rollout share or more exploration in the log would lift it."
         )
         return Check(name, None, bounds, needed, reason)
     reason = (
@@ -134,7 +136,11 @@ def calibrated(found: Mapping[str, float], calibration: Mapping[str, Any], confi
     for name, each in calibration["actions"].items():
         means[f"the weights of {name!r}"] = (each["mean_weight"], each["se"])
     limit = config.max_calibration_error
-    off = {name: pair for name, pair in means.items() if abs(pair[0] - 1) > max(limit, NOISE * pair[1])}
+    off = {
+        name: (mean, error)
+        for name, (mean, error) in means.items()
+        if not (math.isfinite(error) and abs(mean - 1) <= max(limit, NOISE * error))
+    }
     figures = {name: mean for name, (mean, _) in means.items()}
     needed = f"mean weights within {limit:g} of 1, or of noise"
     if not off:
@@ -152,7 +158,8 @@ def _more_overlap(found: Mapping[str, Any], config: GateConfig, users: int) -> s
     ways = ["A smaller rollout share would lift it"]
     if found["ess"] >= 1:
         needed = math.ceil(users * config.min_ess / found["ess"] / 100) * 100
-        ways.append(f"so would about {needed:,} users instead of {users:,}")
+        if needed <= MOST_TIMES * users:
+            ways.append(f"so would about {needed:,} users instead of {users:,}")
     explored = {float(share): ess for share, ess in found.get("ess_if_explored", {}).items()}
     enough = [share for share in sorted(explored) if explored[share] >= config.min_ess]
     if enough:
@@ -184,14 +191,28 @@ def estimators_agree(policy: Mapping[str, Any], config: GateConfig) -> Check:
         for metric, figure in metrics.items()
         if metric in config.metrics
     }
-    error = (1 - config.confidence) / max(len(compared), 1)
-    noise = NormalDist().inv_cdf(1 - error / 2)
     needed = f"others within the margin of {config.estimator}, or within noise"
-    found = max((abs(relative) for relative, _ in compared.values()), default=0.0)
+    others: Mapping[str, Any] = policy.get("disagreement", {})
+    silent = [
+        f"{name} has no {metric}"
+        for name, metrics in others.items()
+        for metric in config.metrics
+        if metric not in metrics
+    ]
+    if not others or silent:
+        what = ", ".join(silent) if silent else f"nothing stands beside {config.estimator}"
+        reason = (
+            f"estimators: {what}, so that nothing can contradict it: the log does not follow the policy far enough, or "
+            "the logging policy has none of it. A smaller rollout share or more users would lift it."
+        )
+        return Check("estimators", None, None, needed, reason)
+    error = (1 - config.confidence) / len(compared)
+    noise = NormalDist().inv_cdf(1 - error / 2)
+    found = max(abs(relative) for relative, _ in compared.values())
     off = {
         place: relative
         for place, (relative, se) in compared.items()
-        if abs(relative) > max(config.metrics[place[1]].margin, noise * se)
+        if not abs(relative) <= max(config.metrics[place[1]].margin, noise * se)
     }
     if not off:
         return Check(
@@ -211,6 +232,12 @@ def estimators_agree(policy: Mapping[str, Any], config: GateConfig) -> Check:
 def no_segment_harmed(policy: Mapping[str, Any], config: GateConfig) -> Check:
     """No part of the users is shown to lose more than a margin, at a confidence divided among parts and metrics."""
     parts: Mapping[str, Any] = policy.get("segments", {})
+    if config.segments and not any(each["metrics"] for each in parts.values()):
+        reason = (
+            f"segments: nothing is known by {', '.join(config.segments)}: all users are alike in it, or too few of "
+            "them follow the policy. Name features by which users differ, or log more users."
+        )
+        return Check("segments", None, None, "no segment shown to lose more than a margin", reason)
     asked = [(part, metric) for part in parts for metric in config.metrics if metric in parts[part]["metrics"]]
     z = NormalDist().inv_cdf(1 - (1 - config.confidence) / max(len(asked), 1))
     needed = "no segment shown to lose more than a margin"
@@ -218,19 +245,27 @@ def no_segment_harmed(policy: Mapping[str, Any], config: GateConfig) -> Check:
     for part, metric in asked:
         figure, rule = parts[part]["metrics"][metric], config.metrics[metric]
         better = figure["relative"] if rule.direction == "up" else -figure["relative"]
-        if better + z * figure["se"] < -rule.margin:
+        if not better + z * figure["se"] >= -rule.margin:
             harmed.append(
                 f"{metric} of the {parts[part]['users']:,} users with {part} is {_change(better)}, at best "
                 f"{_change(better + z * figure['se'])}"
             )
     if not harmed:
+        dark = len(parts) * len(config.metrics) - len(asked)
         count = f"{len(parts)} segments" if parts else "none asked for (gate.segments)"
+        count += f", of which the log cannot say {dark} figures" if dark else ""
         return Check("segments", True, 0, needed, f"segments: {needed}; {count}.")
     reason = (
         f"segments: {'; '.join(harmed)}. A rollout that leaves these users to the logging policy, or a policy trained "
         "with more weight on what they lose, would lift it."
     )
     return Check("segments", None, len(harmed), needed, reason)
+
+
+def unknown_seeds() -> Check:
+    """Of a learned policy of whose seeds nothing was told."""
+    reason = "seeds: nothing is said of other seeds of this learner; evaluate it as `tactful evaluate` does."
+    return Check("seeds", None, None, "two seeds or more that agree", reason)
 
 
 def seeds_agree(found: Mapping[str, Any], config: GateConfig) -> Check:

@@ -15,6 +15,7 @@ from policies.checks import (
     logged_propensities,
     no_segment_harmed,
     seeds_agree,
+    unknown_seeds,
     within_margin,
 )
 from policies.rules import GateConfig
@@ -52,7 +53,7 @@ def judge(evaluation: dict[str, Any], config: GateConfig, tried: int) -> dict[st
     - confidence) / tried: REFUSE if the upper bound of any guarded metric lies below -margin and the evidence
     holds: effective sample size, support, calibration, agreement of the consistent estimators, and logged (not
     estimated) propensities. PROMOTE if every lower bound is at least -margin, the one marked `improve` lies above 0,
-    the evidence holds, no segment is shown to be harmed and, where `evaluation["seeds"]` tells of them, other seeds
+    the evidence holds, no segment is shown to be harmed and, by `evaluation["seeds"]` (None: not asked), other seeds
     choose alike. Else INCONCLUSIVE. `gamma` says, where propensities were estimated, how much hidden confounding would
     turn what the metrics say. `largest_share` is the largest kappa whose mixture (1 - kappa) mu + kappa pi passes the
     same conditions, tried upwards and stopping at the first that does not: a fixed sequence, so the claim as a whole
@@ -111,9 +112,11 @@ def _check_inputs(evaluation: dict[str, Any], config: GateConfig, tried: int) ->
 
 def _judge_one(policy: Mapping[str, Any], evaluation: Mapping[str, Any], config: GateConfig, users: int) -> Judgement:
     differences = {name: policy["estimates"][config.estimator][name]["difference"] for name in config.metrics}
-    seeds = evaluation.get("seeds")
+    withheld = policy.get("withheld", {}).get(config.estimator)
     return Judgement(
-        metrics=tuple(within_margin(name, metric, differences[name], users) for name, metric in config.metrics.items()),
+        metrics=tuple(
+            within_margin(name, metric, differences[name], users, withheld) for name, metric in config.metrics.items()
+        ),
         improvement=improves(config.metrics, differences, users),
         evidence=(
             enough_weight(policy["diagnostics"], config, users),
@@ -122,8 +125,15 @@ def _judge_one(policy: Mapping[str, Any], evaluation: Mapping[str, Any], config:
             estimators_agree(policy, config),
             logged_propensities(evaluation["propensities"], turning_gamma(policy, config)),
         ),
-        cautions=(no_segment_harmed(policy, config), *(() if seeds is None else (seeds_agree(seeds, config),))),
+        cautions=(no_segment_harmed(policy, config), *_seeds(evaluation, config)),
     )
+
+
+def _seeds(evaluation: Mapping[str, Any], config: GateConfig) -> tuple[Check, ...]:
+    """What the seeds say; nothing where they are said not to be asked about, as of a policy that nobody trained."""
+    if "seeds" not in evaluation:
+        return (unknown_seeds(),) if evaluation["policies"][config.candidate]["learned"] else ()
+    return () if evaluation["seeds"] is None else (seeds_agree(evaluation["seeds"], config),)
 
 
 def turning_gamma(policy: Mapping[str, Any], config: GateConfig) -> dict[str, Any] | None:

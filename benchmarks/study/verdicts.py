@@ -123,6 +123,7 @@ class Court:
             "policies": {name: described},
             "mixtures": {name: {str(share): each for share, each in mixtures.items()}},
             "calibration": self.calibration,
+            "seeds": None,
         }
         return judge(evaluation, self.gate, self.tried)
 

@@ -60,7 +60,8 @@ def judged(learned: bool, cut: float, gate: GateConfig) -> tuple[dict[str, Any],
     """The verdict by the whole evaluation, and by the study's lean way."""
     table, config = log_of(SOURCE, 3), EvaluateConfig(resamples=200)
     policy = Relevant(cut, learned)
-    whole = judge(evaluate(table, [policy], config, gate, 5, progress=False, fit=fit_linear), gate, 1)
+    found = evaluate(table, [policy], config, gate, 5, progress=False, fit=fit_linear)
+    whole = judge({**found, "seeds": None}, gate, 1)
     test = table.split == SPLITS.index("test")
     court = Court.of(table, test if learned else np.ones_like(test), config, gate, 5)
     alone = Target.of(policy, table)

@@ -107,7 +107,7 @@ def test_the_etl_counts_what_the_world_counts(study: tuple[Config, Any, Any]) ->
 
 
 def verdict(found: Any, candidate: str) -> dict[str, Any]:
-    return judge(found, GateConfig(candidate=candidate, metrics=METRICS), tried=2)
+    return judge({**found, "seeds": None}, GateConfig(candidate=candidate, metrics=METRICS), tried=2)
 
 
 def test_a_truly_better_rollout_is_promoted(study: tuple[Config, Any, Any]) -> None:

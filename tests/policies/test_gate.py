@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,10 +59,13 @@ def evaluation(**changes: Any) -> dict[str, Any]:
         "policies": {"ours": ours},
         "mixtures": {"ours": {"0.1": policy(), "0.5": policy(), "1.0": ours}},
         "calibration": {"actions": {"send": {"mean_weight": 1.0, "se": 0.01, "decisions": 900}}},
+        "seeds": None,
     }
     return {**found, **changes}
 
 
+NONE = {"relative": 0.0, "se": 0.01}
+"""No disagreement."""
 IPS = {"policies": {"ours": {**policy(), "estimates": {"ips": policy()["estimates"]["dr"]}}}}
 
 # One row per case: what the evaluation says, the verdict, and a word that its reasons must contain.
@@ -118,26 +122,26 @@ CASES = [
     (
         "estimators differ beyond margin and noise",
         # four standard errors, and 8% where 2% is the margin
-        {"disagreement": {"wpdis": {"clicks": {"relative": -0.08, "se": 0.02}}}},
+        {"disagreement": {"wpdis": {"clicks": {"relative": -0.08, "se": 0.02}, "sends": NONE}}},
         "INCONCLUSIVE",
         "wpdis puts clicks 8.00% below dr",
     ),
     (
         "estimators differ within noise",
-        # the level 1 - 0.05 / 1 has 1.96 standard errors
-        {"disagreement": {"wpdis": {"clicks": {"relative": -0.08, "se": 0.042}}}},
+        # the level 1 - 0.05 / 2 has 2.24 standard errors
+        {"disagreement": {"wpdis": {"clicks": {"relative": -0.08, "se": 0.042}, "sends": NONE}}},
         "PROMOTE",
         "estimators",
     ),
     (
         "estimators differ clearly, within the margin",
-        {"disagreement": {"wdr": {"sends": {"relative": 0.049, "se": 0.001}}}},
+        {"disagreement": {"wdr": {"sends": {"relative": 0.049, "se": 0.001}, "clicks": NONE}}},
         "PROMOTE",
         "estimators",
     ),
     (
         "harm, but the estimators differ",
-        {"sends": (0.2, 0.1, 0.3), "disagreement": {"wdr": {"sends": {"relative": -0.2, "se": 0.01}}}},
+        {"sends": (0.2, 0.1, 0.3), "disagreement": {"wdr": {"sends": {"relative": -0.2, "se": 0.01}, "clicks": NONE}}},
         "INCONCLUSIVE",
         "wdr puts sends 20.00% below dr",
     ),
@@ -177,6 +181,16 @@ CASES = [
         "REFUSE",
         "sends: estimated 20.00% worse",
     ),
+    ("nothing beside the gate's estimator", {"disagreement": {}}, "INCONCLUSIVE", "nothing stands beside dr"),
+    (
+        "an estimator that cannot say",
+        {"disagreement": {"wpdis": {}, "wdr": {"clicks": NONE, "sends": NONE}}},
+        "INCONCLUSIVE",
+        "wpdis has no clicks, wpdis has no sends",
+    ),
+    ("a weight that is no number", {"diagnostics": {"mean_weight": float("nan")}}, "INCONCLUSIVE", "have mean nan"),
+    ("a weight without an error", {"diagnostics": {"mean_weight_se": float("inf")}}, "INCONCLUSIVE", "have mean 1.010"),
+    ("an estimate withheld", {"clicks": (None, 0.01, 0.09)}, "INCONCLUSIVE", "no bound on how much worse"),
     ("estimated", {"propensities": {"decisions": 3000, "estimated": 7}}, "INCONCLUSIVE", "7 of 3,000 are estimated"),
 ]
 
@@ -216,6 +230,30 @@ def test_seeds_that_do_not_agree_keep_from_promoting(changes: dict[str, Any], pa
     assert word in check["reason"]
 
 
+def test_seeds_that_nobody_told_of_keep_a_learned_policy_from_promoting() -> None:
+    told = evaluation()
+    del told["seeds"]
+    found = judge(told, CONFIG, tried=1)
+    assert found["verdict"] == "INCONCLUSIVE"
+    assert any("nothing is said of other seeds" in reason for reason in found["reasons"])
+    told["policies"]["ours"]["learned"] = False
+    assert judge(told, CONFIG, tried=1)["verdict"] == "PROMOTE"
+
+
+@pytest.mark.parametrize("parts", [{}, {"age up to 30": {"users": 12, "metrics": {}}}])
+def test_segments_that_were_asked_for_and_are_not_there_are_no_comfort(parts: dict[str, Any]) -> None:
+    found = judge(evaluation(segments=parts), replace(CONFIG, segments=("age",)), tried=1)
+    assert found["verdict"] == "INCONCLUSIVE"
+    assert any("nothing is known by age" in reason for reason in found["reasons"])
+
+
+def test_the_reason_why_an_estimate_is_withheld_reaches_the_verdict() -> None:
+    told = evaluation(clicks=(None, None, None))
+    told["policies"]["ours"]["withheld"] = {"dr": "one of 40 users holds 50% of the weight"}
+    found = judge(told, CONFIG, tried=1)
+    assert any("one of 40 users holds 50% of the weight" in reason for reason in found["reasons"])
+
+
 def test_thin_overlap_says_how_many_users_and_how_much_exploration_would_do() -> None:
     explored = {"0.1": 120.0, "0.3": 190.0, "0.5": 260.4, "1": 400.0}
     found = judge(evaluation(diagnostics={"ess": 80.0, "ess_if_explored": explored}), CONFIG, tried=1)
@@ -223,6 +261,9 @@ def test_thin_overlap_says_how_many_users_and_how_much_exploration_would_do() ->
     # 1,000 users * 200 / 80
     assert "about 2,500 users instead of 1,000" in check["reason"]
     assert "draws 50% of its decisions uniformly, with which it would be about 260" in check["reason"]
+    found = judge(evaluation(diagnostics={"ess": 1.0}), CONFIG, tried=1)
+    (check,) = (check for check in found["checks"] if check["name"] == "ess")
+    assert "users instead of" not in check["reason"]  # 200,000 for 1,000 are no advice
 
 
 def confounding(low: tuple[float, ...], high: tuple[float, ...], sends: tuple[float, ...]) -> dict[str, Any]:
