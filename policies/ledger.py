@@ -23,7 +23,6 @@ class Ledger:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self._carried: Columns = world.events.take()
         self._last_visit: Integers = np.full(world.size, world.start - WEEK)
 
     def close(self, step: int) -> tuple[Floats, Columns, Columns]:
@@ -34,23 +33,19 @@ class Ledger:
         """
         world = self.world
         decisions, events = world.decisions.take(), world.events.take()
-        until = world.start + (step + 1) * STEP
-        rows = {name: np.concatenate([self._carried[name], column]) for name, column in events.items()}
-        later = rows["at"] >= until
-        self._carried = {name: column[later] for name, column in rows.items()}
-        rows = {name: column[~later] for name, column in rows.items()}
         paid = np.zeros((world.size, len(REWARDS)))
         first = self._first()
         sent = decisions["user"][(decisions["action"] == 1) & (decisions["at"] < world.end)]
         paid[:, 0] = np.bincount(sent, minlength=world.size)
-        counted = rows["at"] > first[rows["user"]]
+        counted = events["at"] > first[events["user"]]
         for column, kind in ((1, "click"), (2, "session_start"), (4, "disable"), (5, "delivered")):
-            mine = counted & (rows["kind"] == KINDS.index(kind))
+            mine = counted & (events["kind"] == KINDS.index(kind))
             if kind == "click":
-                mine &= rows["day"] >= 0
-            paid[:, column] = np.bincount(rows["user"][mine], minlength=world.size)
-        visits = rows["kind"] == KINDS.index("session_start")
-        paid[:, 3] = self._active(until, first, rows["user"][visits], rows["at"][visits])
+                mine &= events["day"] >= 0
+            paid[:, column] = np.bincount(events["user"][mine], minlength=world.size)
+        visits = events["kind"] == KINDS.index("session_start")
+        until = world.start + (step + 1) * STEP
+        paid[:, 3] = self._active(until, first, events["user"][visits], events["at"][visits])
         return paid, decisions, events
 
     def remaining(self, step: int) -> Floats:

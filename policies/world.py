@@ -124,6 +124,7 @@ class World:
             near_real_time=np.float64,
         )
         self.events = Rows(user=np.int64, at=np.int64, logged=np.int64, kind=np.int64, day=np.int64)
+        self._ahead: list[tuple[str, Integers, Integers, Integers, Integers]] = []  # what `_log` takes, of later steps
         self.review_at: Integers = self._schedule()
         # The watermark that the lake's own rows imply, but for seconds: no decision is known later.
         self.end = int(self.review_at[:-1].max())
@@ -148,6 +149,7 @@ class World:
         day, start = step // STEPS_PER_DAY, self.start + step * STEP
         open_ = self.closed_at == NEVER
         self._close(step, open_)
+        self._answer()
         self._arrive(step)
         self._enable(step)
         self._last_visit[:] = 0
@@ -286,7 +288,7 @@ class World:
         user = np.flatnonzero((self.noise("close", step) < chance) & open_)
         at = self.start + step * STEP + (self.noise("close_at", step)[user] * STEP).astype(np.int64)
         self.closed_at[user] = at
-        self._log("account_closed", user, at)
+        self._log("account_closed", user, at, np.full(len(user), -1), np.zeros(len(user), np.int64))
 
     def _enable(self, step: int) -> None:
         """Some who switched off before the step switch on again in it."""
@@ -353,18 +355,28 @@ class World:
     def _emit(
         self, kind: str, user: Integers, at: Integers, days: Integers | None = None, late: Floats | None = None
     ) -> None:
-        """Log events of open accounts; without `late` they are known at once, as settings are."""
-        rows = (at < self.closed_at[user]) & (at < self.end)
-        delay = np.zeros(len(user), np.int64) if late is None else arrival_delay(late, self.end - at)
-        self._log(kind, user[rows], at[rows], None if days is None else days[rows], delay[rows])
+        """Log events of open accounts; without `late` they are known at once, as settings are.
 
-    def _log(
-        self, kind: str, user: Integers, at: Integers, days: Integers | None = None, delay: Integers | int = 0
-    ) -> None:
-        self.events.append(
-            user=user,
-            at=at,
-            logged=at + delay,
-            kind=np.full(len(user), KINDS.index(kind)),
-            day=np.full(len(user), -1) if days is None else days,
-        )
+        Those of the next step wait for it: whether the account is still open then is not known yet.
+        """
+        delay = np.zeros(len(user), np.int64) if late is None else arrival_delay(late, self.end - at)
+        days = np.full(len(user), -1) if days is None else days
+        open_ = (at < self.closed_at[user]) & (at < self.end)
+        now = at < self.start + (self._step + 1) * STEP
+        for rows, take in ((open_ & now, self._log), (open_ & ~now, self._wait)):
+            take(kind, user[rows], at[rows], days[rows], delay[rows])
+
+    def _wait(self, kind: str, user: Integers, at: Integers, days: Integers, delay: Integers) -> None:
+        if len(user):
+            self._ahead.append((kind, user, at, days, delay))
+
+    def _answer(self) -> None:
+        """Log what was to come in this step, of accounts that have not closed before it."""
+        for kind, user, at, days, delay in self._ahead:
+            rows = at < self.closed_at[user]
+            self._log(kind, user[rows], at[rows], days[rows], delay[rows])
+        self._ahead.clear()
+
+    def _log(self, kind: str, user: Integers, at: Integers, days: Integers, delay: Integers) -> None:
+        kinds = np.full(len(user), KINDS.index(kind))
+        self.events.append(user=user, at=at, logged=at + delay, kind=kinds, day=days)

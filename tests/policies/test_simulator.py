@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.errors import InputError
-from policies.behaviour import DAY, HOUR, KINDS, MINUTE, STEP, SimulatorConfig
+from policies.behaviour import DAY, HOUR, KINDS, MINUTE, STEP, Behaviour, SimulatorConfig
 from policies.simulator import (
     COMPONENTS,
     Log,
@@ -103,6 +103,17 @@ def test_nothing_happens_after_an_account_closes(log):
             assert moment <= at.get(user, log.end)
     assert not np.isin(closed["user"], log.candidates["user"]).any()
     assert len(log.candidates["user"]) == CONFIG.users - len(closed["user"])
+
+
+def test_what_a_notification_was_to_bring_in_the_next_step_is_lost_with_the_account():
+    """Of the system's notifications in the last half hour of a step: an account in five closes each day."""
+    restless = Behaviour(close_per_day=0.2, disable=0.2, near_real_time_per_day=(3, 3, 3))
+    log = simulate(SimulatorConfig(users=4000, days=14), 1, always, behaviour=restless)
+    closed_at = np.full(4000, np.iinfo(np.int64).max)
+    closed = events_of(log, "account_closed")
+    closed_at[closed["user"]] = closed["at"]
+    assert len(closed["user"]) > 3000
+    assert (log.events["at"] <= closed_at[log.events["user"]]).all()
 
 
 def test_events_about_a_decision_follow_a_send(log):
