@@ -109,7 +109,8 @@ class Recorded:
 
         Raises InputError where the other log never was in a row's cell: what its policy does there is not known.
         """
-        keys = np.concatenate([state[:, self.features], legal], axis=1).astype(np.float32)
+        # Cells are matched by their bytes, in which -0 is not 0.
+        keys = np.concatenate([state[:, self.features], legal], axis=1).astype(np.float32) + np.float32(0.0)
         different, place = np.unique(keys, axis=0, return_inverse=True)
         known = {cell.tobytes(): number for number, cell in enumerate(self.cells)}
         cell = np.array([known.get(key.tobytes(), -1) for key in different])[place.ravel()]
@@ -160,7 +161,7 @@ def recorded(
     gets 0 there, nothing is made up for it. `told`: cells, exact_cells, decisions, spread (largest high - low of an
     action), unseen (legal actions never chosen in their cell), smallest_cell (decisions).
     """
-    cells, place = np.unique(keys, axis=0, return_inverse=True)
+    cells, place = np.unique(keys + np.float32(0.0), axis=0, return_inverse=True)
     shape = len(cells), actions
     where = place.ravel(), action
     count, total, least, most = np.zeros(shape), np.zeros(shape), np.full(shape, np.inf), np.full(shape, -np.inf)

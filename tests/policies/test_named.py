@@ -89,6 +89,15 @@ def test_a_cell_is_its_context_and_its_legal_actions() -> None:
         found.action_probabilities(state, np.ones((4, 3), bool) & (legal | (state == 9)))
 
 
+def test_zero_and_minus_zero_are_one_cell() -> None:
+    """As cosines and centred columns have them."""
+    found = table([(-0.0, EVERY, 0, 1, 0.5, 0.5, 0.5), (0.0, EVERY, 2, 3, 0.5, 0.5, 0.5)])
+    assert found.told["cells"] == 1
+    for zero in (0.0, -0.0):
+        state = np.array([[zero]], np.float32)
+        np.testing.assert_allclose(found.action_probabilities(state, np.ones((1, 3), bool)), [[0.5, 0, 0.5]])
+
+
 def test_the_average_of_a_policy_that_changes_is_found_and_its_mean_propensity_is_not_it() -> None:
     """A policy that drifts over 200,000 decisions: shares recover its average, the mean of what is logged does not."""
     rng = np.random.default_rng(0)
