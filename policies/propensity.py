@@ -6,7 +6,6 @@ estimate knows only the state: whatever else drove the choice stays hidden, and 
 """
 
 from dataclasses import dataclass
-from hashlib import blake2b
 from importlib.metadata import version as package_version
 from typing import Any, ClassVar
 
@@ -19,6 +18,7 @@ from models.errors import InputError
 from models.table import Transitions
 from policies.base import Booleans, Floats, Integers
 from policies.ope.diagnostics import BINS, Calibration
+from policies.shuffle import shuffled
 
 HELD_OUT = -1
 """The fold of users outside the training split."""
@@ -231,10 +231,8 @@ def _folds(table: Transitions, row: Integers, folds: int, seed: int) -> Integers
             f"{folds} folds need as many; use a longer log, raise the training share of etl.split, or lower "
             "propensity.folds."
         )
-    salt = str(seed).encode()[:16]
-    order = sorted(training, key=lambda each: blake2b(str(table.user_id[each]).encode(), salt=salt).digest())
     of_user = np.full(len(table.user_id), HELD_OUT, dtype=np.int64)
-    of_user[order] = np.arange(len(order)) % folds
+    of_user[training[shuffled(table.user_id[training], seed)]] = np.arange(len(training)) % folds
     found: Integers = of_user[user]
     return found
 

@@ -32,6 +32,7 @@ from models.table import MICROSECONDS_PER_DAY, Transitions
 from policies.base import Booleans, Floats, Integers
 from policies.baselines.design import LEAST_ROWS, Design, crossed
 from policies.baselines.volume import DIGITS, UNTRIED, Cut, check_hold, choice, cut_on_validation, rows_of
+from policies.shuffle import shuffled
 
 HORIZON_DAYS = 1.0
 """Within which a visit counts."""
@@ -177,7 +178,7 @@ def next_visit(table: Transitions) -> tuple[Floats, Floats]:
 
 def _drawn(table: Transitions, rows: Booleans, seed: int) -> Booleans:
     """[N] rows of the users drawn, as many as have MOST_ROWS of `rows` between them, and one at least."""
-    order = np.random.default_rng(seed).permutation(len(table.user_id))
+    order = shuffled(table.user_id, seed)
     held = np.cumsum(np.bincount(table.user[rows], minlength=len(order))[order])
     drawn = order[: max(int(np.searchsorted(held, MOST_ROWS, side="right")), 1)]
     found: Booleans = np.isin(table.user, drawn)

@@ -9,7 +9,7 @@ from scipy.stats import norm
 from models.errors import InputError
 from models.table import Transitions
 from policies.base import checked_probabilities
-from policies.baselines import NAMES, fit_baselines, fit_click_threshold, fit_survival_uplift
+from policies.baselines import NAMES, fit_baselines, fit_click_threshold, fit_survival_uplift, survival
 from policies.baselines.design import LEAST_ROWS, Design
 from policies.baselines.survival import INSTANT, VisitModel, next_visit
 from policies.baselines.volume import UNTRIED
@@ -203,6 +203,22 @@ def test_a_known_accelerated_failure_time_model_is_recovered(table_of, family) -
     assert model.intercept - b @ centre == pytest.approx(0.5, abs=0.05)
     assert model.scale == pytest.approx(0.7, abs=0.03)
     assert found.facts["visited"] < found.facts["decisions"] == (table.legal[:, 1] & (table.split == 0)).sum()
+
+
+def test_the_users_drawn_are_the_same_in_whatever_order_the_table_has_them(table_of, monkeypatch) -> None:
+    """As another number of buckets lays them; another seed draws others."""
+    monkeypatch.setattr(survival, "MOST_ROWS", 200)
+    names = [f"u{i:03d}" for i in range(400)]
+
+    def drawn(order: list[str], seed: int) -> set[str]:
+        table = table_of(order, [0] * 400, [0.5] * 400, [0.0] * 400)
+        return set(table.user_id[table.user[survival._drawn(table, np.ones(400, bool), seed)]])
+
+    by_bucket = sorted(names, key=lambda name: (int(name[1:]) % 2, name))
+    assert len(drawn(names, 0)) == 200
+    assert drawn(names, 0) == drawn(by_bucket, 0)
+    # Two draws of half of 400 share 100 in the mean, with a standard deviation of 5.
+    assert len(drawn(names, 0) & drawn(names, 1)) < 130
 
 
 def test_relative_uplift_is_that_of_the_distribution() -> None:
