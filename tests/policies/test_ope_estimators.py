@@ -13,7 +13,7 @@ from policies.ope.mis import mis
 from policies.ope.on_policy import on_policy
 from policies.ope.pdis import pdis
 from policies.ope.sample import Sample, days_left, take, trajectory_rows
-from policies.ope.summaries import Summary
+from policies.ope.summaries import Normalised, Summary
 from policies.ope.target import Target
 from policies.ope.wdr import wdr
 from policies.ope.wpdis import wpdis
@@ -366,6 +366,17 @@ def test_wpdis_lets_a_rare_last_step_that_nobody_follows_take_the_mean_of_the_on
     sample, target = everything(table, "week"), Target.of(Fixed([0, 1]), table)
     step_0 = (75 * 4 + 6) / 76
     assert value(wpdis(sample, target.ratio), sample) == pytest.approx((151 * step_0 + 1 * step_0) * 7 / 152, abs=1e-9)
+
+
+def test_what_nobody_follows_goes_on_with_the_mean_before_for_one_row_in_a_hundred_and_no_further() -> None:
+    """Two groups: sums of w r of 6 and 0, of w of 3 and 0, so that the mean of the first is 2."""
+    weighted, weight = np.array([[[6.0], [0.0]]]), np.array([[3.0, 0.0]])
+    few, many = np.array([[99.0, 1.0]]), np.array([[98.0, 2.0]])
+    np.testing.assert_allclose(Normalised(weighted, weight, few).terms(), [[[99 * 2.0], [1 * 2.0]]])
+    assert np.isnan(Normalised(weighted, weight, many).terms()).all()
+    # A model that is only corrected stands as it is.
+    np.testing.assert_allclose(Normalised(weighted, weight, few, corrects=True).terms(), [[[99 * 2.0], [0.0]]])
+    assert np.isnan(Normalised(weighted, weight, many, corrects=True).terms()).all()
 
 
 def test_an_action_that_constraints_forbid_has_weight_zero(table_of: Build) -> None:
