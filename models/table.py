@@ -37,6 +37,11 @@ PLAIN = (
 )
 
 
+def span(first: int, last: int) -> list[str]:
+    """Two times in us as ISO 8601, UTC, whole seconds: as texts they are in order too."""
+    return [str(np.datetime64(int(end), "us").astype("datetime64[s]")) + "Z" for end in (first, last)]
+
+
 @dataclass(frozen=True)
 class Transitions:
     """N usable rows of U users, sorted by user, time and decision id: A actions, S features, K reward components."""

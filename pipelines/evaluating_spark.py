@@ -21,7 +21,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 
 from models import propensities
 from models.errors import InputError
-from models.table import CLICKED, MICROSECONDS_PER_DAY, Shards, Transitions, columns_of, from_rows
+from models.table import CLICKED, MICROSECONDS_PER_DAY, Shards, Transitions, columns_of, from_rows, span
 from pipelines.config import Config
 from pipelines.etl import store
 from pipelines.tallying import LOG, SUMS, Job, Packed, merge_parts, question, run_parts
@@ -55,6 +55,8 @@ class Log:
     """Last decision, us."""
     end: int
     """End of the last interval, us."""
+    tested: list[str] | None
+    """First and last decision of the test users, ISO; None where there are none."""
 
     @classmethod
     def of(cls, spark: SparkSession, config: Config, lineage: Mapping[str, Any] | None) -> "Log":
@@ -70,16 +72,19 @@ class Log:
         rows, estimates = _with_estimates(spark, config, rows, shards.version, lineage)
         at = F.unix_micros("decided_at")
         end = at + F.rint(F.col("elapsed_days") * MICROSECONDS_PER_DAY).cast("long")
-        facts = [F.count("*"), F.min(at), F.max(at), F.max(end)]
+        tested = F.when(F.col("split") == "test", at)
+        facts = [F.count("*"), F.min(at), F.max(at), F.max(end), F.min(tested), F.max(tested)]
         found = [tuple(row) for row in rows.groupBy("bucket").agg(*facts).collect()]
         if not found:
             raise InputError(
                 f"{config.transitions_path}: version {shards.version} has no usable row; look at the ETL's quarantine "
                 "counts."
             )
-        buckets, counts, first, last, ends = zip(*found, strict=True)
+        buckets, counts, first, last, ends, *judged = zip(*found, strict=True)
         counted = dict(zip(buckets, counts, strict=True))
-        return cls(rows, config, shards.version, estimates, counted, min(first), max(last), max(ends))
+        earliest, latest = ([each for each in column if each is not None] for column in judged)
+        window = span(min(earliest), max(latest)) if earliest else None
+        return cls(rows, config, shards.version, estimates, counted, min(first), max(last), max(ends), window)
 
     def sample(self) -> Transitions:
         """Whole buckets in random order, as many as have at most evaluate.fit_rows rows together, and one at least."""
@@ -90,18 +95,13 @@ class Log:
         found = self.rows.where(F.col("bucket").isin(chosen)).toArrow()
         return from_rows(found, self.config.contract, str(self.config.transitions_path), self.version)
 
-    def test_users(self) -> Iterator[str]:
-        """In order."""
-        users = self.rows.where("split = 'test'").select("user_id").distinct().orderBy("user_id")
-        return (row["user_id"] for row in users.toLocalIterator())
-
     def lineage(self) -> dict[str, Any]:
         """What a lineage says of the whole log rather than of a sample."""
         table = DeltaTable(str(self.config.transitions_path), version=self.version)
         return {
             "estimates_version": self.estimates_version,
             "fingerprint": store.fingerprint(table),
-            "window": [str(np.datetime64(end, "us").astype("datetime64[s]")) + "Z" for end in (self.first, self.last)],
+            "window": span(self.first, self.last),
         }
 
 

@@ -34,7 +34,6 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pyspark.sql import SparkSession
 from rich.console import Console
@@ -413,8 +412,7 @@ def _decision(config: Config, name: str = "") -> dict[str, float]:
 
 
 def _window(transitions: table.Transitions) -> list[str]:
-    ends = transitions.decided_at[[transitions.decided_at.argmin(), transitions.decided_at.argmax()]]
-    return [str(np.datetime64(int(end), "us").astype("datetime64[s]")) + "Z" for end in ends]
+    return table.span(transitions.decided_at.min(), transitions.decided_at.max())
 
 
 def _config_hash(config: Config) -> str:
@@ -435,7 +433,7 @@ def evaluate(config: Config, by_spark: bool = False) -> dict[str, Any]:
         def here(policies: list[Any], **judged: Any) -> dict[str, Any]:
             return evaluate_policies(transitions, policies, config.evaluate, config.gate, config.seed, **judged)
 
-        return _evaluate(config, trained, transitions, here, _test_users(transitions))
+        return _evaluate(config, trained, transitions, here, _tested(transitions))
     with _spark(config) as spark, explained():
         log = Log.of(spark, config, lineage)
         sample = log.sample()
@@ -444,7 +442,7 @@ def evaluate(config: Config, by_spark: bool = False) -> dict[str, Any]:
         def on_spark(policies: list[Any], **judged: Any) -> dict[str, Any]:
             return evaluate_by_spark(log, sample, policies, folders, **judged)
 
-        return _evaluate(config, trained, sample, on_spark, log.test_users(), log.lineage())
+        return _evaluate(config, trained, sample, on_spark, log.tested, log.lineage())
 
 
 def _evaluate(
@@ -452,10 +450,10 @@ def _evaluate(
     trained: dict[str, Any] | None,
     transitions: table.Transitions,
     how: Callable[..., dict[str, Any]],
-    test_users: Iterable[str],
+    tested: list[str] | None,
     whole: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """`transitions` are the log or, where `whole` says what its lineage is, a sample of it."""
+    """`transitions` are the log or, where `whole` says what its lineage is, a sample of it; `tested` as `_tested`."""
     deployed = dict(_learned_artifacts(config, trained))
     mixed = bool(deployed) and deployed[config.gate.candidate].decision["rollout_share"] < 1
     alone = config.gate.candidate + ALONE if mixed else None
@@ -466,7 +464,7 @@ def _evaluate(
         if deployed:
             baselines, result["baselines"] = _baselines(config, transitions, deployed[config.gate.candidate])
             policies += [*baselines, *_learned_policies(deployed)]
-        tried = _candidates_tried(config, test_users, deployed) if deployed else 1
+        tried = _candidates_tried(config, tested, deployed) if deployed and tested else 1
         found = how(policies, tried=tried, alone=alone)
         if trained is not None:
             found["seeds"] = _seeds(config, trained)
@@ -494,9 +492,10 @@ def _learned_artifacts(config: Config, trained: dict[str, Any] | None) -> Iterab
     return _artifacts(config).items() if trained else ()
 
 
-def _test_users(transitions: table.Transitions) -> list[str]:
-    """In order."""
-    return sorted(transitions.user_id[np.unique(transitions.user[transitions.split == SPLITS.index("test")])])
+def _tested(transitions: table.Transitions) -> list[str] | None:
+    """First and last decision of the test users, ISO; None where there are none, whom evaluation then asks for."""
+    at = transitions.decided_at[transitions.split == SPLITS.index("test")]
+    return table.span(at.min(), at.max()) if len(at) else None
 
 
 def _seeds(config: Config, trained: dict[str, Any]) -> dict[str, Any]:
@@ -564,25 +563,30 @@ def _baselines(
     return [policy for pair in pairs for policy in pair], facts
 
 
-def _candidates_tried(config: Config, test_users: Iterable[str], artifacts: dict[str, artifact.Artifact]) -> int:
-    """How many learned policies these test users have judged, those of earlier runs included.
+def _candidates_tried(config: Config, window: list[str], artifacts: dict[str, artifact.Artifact]) -> int:
+    """How many learned policies were judged on decisions of one time, these and those of earlier runs: all whose window
+    overlaps `window`, the first and last decision of the test users.
 
-    A policy is known by its graph and how it acts, so that repeating a run does not count as another try; the split is
-    known by its users, so that other features or a rebuilt table do not start the count anew.
+    So a log that grows or rolls keeps counting, whoever joins or leaves it and however it is split, and a period that
+    nobody has looked at starts anew. A policy is known by its graph and how it acts: judged again it is no other try,
+    and counts in every period that it was judged in. Raises InputError where the record has no times.
     """
     path = config.run_dir / "tried.json"
-    record: dict[str, list[str]] = json.loads(path.read_text()) if path.exists() else {}
-    digest = hashlib.sha256()
-    for number, user in enumerate(test_users):
-        digest.update((user if number == 0 else "\0" + user).encode())
-    split = digest.hexdigest()
-    seen = set(record.get(split, []))
+    record: Any = json.loads(path.read_text()) if path.exists() else []
+    if isinstance(record, dict):
+        raise InputError(
+            f"{path}: an earlier version left it, without the times that its {sum(map(len, record.values()))} "
+            "candidates were judged on; move it away, which begins the count anew: honest where no decision that they "
+            "were judged on is judged on again, else divide 1 - gate.confidence by their number yourself."
+        )
+    first, last = window
+    tried = {(each["candidate"], each["first"], each["last"]) for each in record}
     for name, loaded in artifacts.items():
         graph = (_policy_folder(config, name) / artifact.GRAPH).read_bytes()
         acts = json.dumps(loaded.decision, sort_keys=True).encode()
-        seen.add(hashlib.sha256(graph + acts).hexdigest())
-    _write_json(path, {**record, split: sorted(seen)})
-    return len(seen)
+        tried.add((hashlib.sha256(graph + acts).hexdigest(), first, last))
+    _write_json(path, [dict(zip(("candidate", "first", "last"), each, strict=True)) for each in sorted(tried)])
+    return len({candidate for candidate, begins, ends in tried if begins <= last and first <= ends})
 
 
 def promote(config: Config) -> dict[str, Any]:

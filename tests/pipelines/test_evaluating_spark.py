@@ -164,7 +164,7 @@ def test_a_sample_is_whole_buckets_and_is_told(spark: SparkSession, config: Conf
     sample, whole = log.sample(), table.read(config.transitions_path, config.contract)
     assert len(sample.user) in log.counts.values()
     assert sum(log.counts.values()) == len(whole.user)
-    assert sorted(log.test_users()) == sorted(set(whole.user_id[whole.user[whole.split == 2]]))
+    assert log.tested == jobs._tested(whole) == table.span(*np.sort(whole.decided_at[whole.split == 2])[[0, -1]])
     found = evaluate_by_spark(log, sample, [Never(), Always()], {})
     assert any(f"{len(sample.user_id)} of {len(whole.user_id)} users" in each for each in found["warnings"])
     assert found["policies"]["always"]["users"] == len(whole.user_id)
