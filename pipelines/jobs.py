@@ -499,12 +499,21 @@ def _tested(transitions: table.Transitions) -> list[str] | None:
 
 
 def _seeds(config: Config, trained: dict[str, Any]) -> dict[str, Any]:
-    """What the seeds of the candidate's learner say of each other, as training left it."""
+    """What the seeds of the candidate's learner say of each other, as training left it.
+
+    Raises InputError where an earlier version trained, which left less.
+    """
     name = config.gate.candidate
+    for key in ("agreement", "gains"):
+        if name not in trained.get(key, {}):
+            raise InputError(
+                f"{_step_path(config, 'train')}: it has no `{key}` of {name}, as an earlier version left it; run "
+                "`tactful train` again."
+            )
     return {
         "agreement": trained["agreement"][name],
         "gains": trained["gains"][name],
-        "stopped": trained["stopped"].get(name, []),
+        "stopped": trained.get("stopped", {}).get(name, []),
     }
 
 

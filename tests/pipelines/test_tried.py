@@ -88,3 +88,8 @@ def test_a_record_without_times_is_refused(config: Config, judge: Judge) -> None
     (config.run_dir / "tried.json").write_text(json.dumps({"0" * 64: ["1" * 64]}))
     with pytest.raises(InputError, match=r"tried\.json: an earlier version .* 1 candidates.* move it away"):
         judge(1, 10, "a")
+
+
+def test_what_an_earlier_version_trained_is_to_be_trained_again(config: Config) -> None:
+    with pytest.raises(InputError, match=r"train\.json: .*no `gains` of ddqn_cql.*run `tactful train` again"):
+        jobs._seeds(config, {"agreement": {"ddqn_cql": 0.9}})
