@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
@@ -18,7 +19,10 @@ from models.sweep import SweepConfig
 from models.training import TrainConfig
 from pipelines.etl.schemas import COLUMN_REWARD
 from policies.abtest.config import AbtestConfig
+from policies.baselines import NAMES, Always, LoggingPolicy, Never
 from policies.constraints import Constraints
+from policies.ope.intervals import one_sided
+from policies.ope.mis import MOST_BINS
 from policies.propensity import PropensityConfig
 from policies.rowset import EvaluateConfig
 from policies.rules import GateConfig
@@ -259,6 +263,7 @@ class Config(Section):
         named: list[tuple[str, Iterable[str]]] = [
             ("train.weights", self.train.weights if self.train else ()),
             ("gate.metrics", self.gate.metrics),
+            ("evaluate.most_per_decision", self.evaluate.most_per_decision),
         ]
         if self.sweep is not None:
             shape = "sweep.grid" if self.sweep.simplex is None else "sweep.simplex.components"
@@ -273,6 +278,7 @@ class Config(Section):
         for name, policy in self.evaluate.policies.items():
             context = (*self.features.context, *self.features.context_categories)
             policy.check(f"evaluate.policies.{name}", self.actions, context)
+        self._consistent_evaluation()
         if self.train is not None:
             self._consistent_learning(self.train)
         if self.sweep is not None:
@@ -281,10 +287,40 @@ class Config(Section):
             self.sweep.front(names)
         return self
 
+    def _consistent_evaluation(self) -> None:
+        settings, gate, features = self.evaluate, self.gate, self.features.names
+        for key, found in (("gate.segments", gate.segments), ("evaluate.marginal", settings.marginal or ())):
+            for name in found:
+                if name not in features:
+                    raise InputError(f"{key}: {name!r} is not a state feature{suggest(name, features)}.")
+        bins = math.prod((settings.marginal or {}).values())
+        if bins > MOST_BINS:
+            raise InputError(
+                f"evaluate.marginal asks for {bins} bins, more than {MOST_BINS}; give fewer features or parts."
+            )
+        _check_called("evaluate.policies", settings.policies)
+        # By itself the candidate is the only try: a gate that could not judge even that one never can.
+        one_sided(gate.confidence, 1, settings.resamples)
+        wrong = {"ips": "week", "pdis": "decision"}.get(gate.estimator)
+        if settings.per == wrong:
+            other = "dr, wpdis or ips" if wrong == "decision" else "dr or wpdis"
+            raise InputError(
+                f"gate.estimator is {gate.estimator!r}, which evaluate.per = {wrong!r} has not; use {other}."
+            )
+        for key in ("baselines", "baseline_send_rate"):
+            given = getattr(settings, key)
+            if self.train is None and given not in (None, ()):
+                raise InputError(
+                    f"evaluate.{key} is {given}, but baselines are fitted beside learned policies and there is no "
+                    "[train]; remove it, or add [train]."
+                )
+
     def _consistent_learning(self, train: TrainConfig) -> None:
         if self.gate.candidate not in train.learners:
             meant = suggest(self.gate.candidate, train.learners)
             raise InputError(f"gate.candidate: {self.gate.candidate!r} is not learned{meant}.")
+        usual = () if self.evaluate.policies else (Never().name, Always().name)
+        _check_called("train.learners", train.learners, usual)
         for name in self.evaluate.policies:
             if name in train.learners:
                 raise InputError(f"evaluate.policies.{name}: a learner of [train] is called so too; rename it.")
@@ -329,6 +365,13 @@ class Config(Section):
             if dataset:
                 dataset.pop("path")
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_called(key: str, names: Iterable[str], usual: tuple[str, ...] = ()) -> None:
+    taken = (LoggingPolicy().name, *NAMES, *usual)
+    for name in names:
+        if name in taken:
+            raise InputError(f"{key}.{name}: another policy is called so ({', '.join(taken)}); rename it.")
 
 
 def suggest(name: str, known: Any) -> str:

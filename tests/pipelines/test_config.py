@@ -22,17 +22,18 @@ SMALL: dict[str, Any] = {
 }
 
 
-def changed(path: str, value: Any) -> dict[str, Any]:
-    """SMALL with one key set, or removed where the value is ..."""
+def changed(changes: dict[str, Any]) -> dict[str, Any]:
+    """SMALL with keys set, or removed where the value is ..."""
     tree = copy.deepcopy(SMALL)
-    *parents, leaf = path.split("/")
-    node = tree
-    for parent in parents:
-        node = node.setdefault(parent, {})
-    if value is ...:
-        del node[leaf]
-    else:
-        node[leaf] = value
+    for path, value in changes.items():
+        *parents, leaf = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        if value is ...:
+            del node[leaf]
+        else:
+            node[leaf] = value
     return tree
 
 
@@ -76,10 +77,77 @@ def test_names_of_features_and_rewards_follow_the_configuration() -> None:
 )
 def test_every_mistake_is_named_with_its_key_and_remedy(path: str, value: Any, words: list[str]) -> None:
     with pytest.raises(InputError) as error:
-        _ = validate(changed(path, value), "small.toml").contract
+        _ = validate(changed({path: value}), "small.toml").contract
     assert error.value.exit_code == 2
     for word in words:
         assert word in str(error.value)
+
+
+UNIFORM = {"kind": "uniform"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"gate/segments": ["badgee"]}, ["gate.segments: 'badgee' is not a state feature", "did you mean 'badge'"]),
+        ({"evaluate/marginal": {"relevnce": 2}}, ["evaluate.marginal: 'relevnce'", "did you mean 'relevance'"]),
+        (
+            {"evaluate/marginal": {"badge": 13, "relevance": 5}},
+            ["evaluate.marginal asks for 65 bins", "more than 64", "fewer features or parts"],
+        ),
+        (
+            {"evaluate/most_per_decision": {"click": 2.0}},
+            ["evaluate.most_per_decision: 'click' is not a reward component", "did you mean 'clicks'"],
+        ),
+        ({"evaluate/most_per_decision": {"ctr": 1.0}}, ["evaluate.most_per_decision: 'ctr'"]),
+        *(
+            ({"evaluate/policies": {name: UNIFORM}}, [f"evaluate.policies.{name}: ", "called so", "rename it"])
+            for name in ("random", "click_threshold", "survival_uplift", "logging", "ddqn_cql")
+        ),
+        *(
+            ({"train/learners": {"ddqn_cql": 1.0, name: 0.0}}, [f"train.learners.{name}: ", "called so", "rename it"])
+            for name in ("random", "logging", "never", "always")
+        ),
+        ({"gate/estimator": "ips"}, ["gate.estimator is 'ips'", "evaluate.per = 'week'", "use dr or wpdis"]),
+        (
+            {"gate/estimator": "pdis", "evaluate/per": "decision"},
+            ["gate.estimator is 'pdis'", "evaluate.per = 'decision'", "use dr, wpdis or ips"],
+        ),
+        (
+            {"gate/confidence": 0.999, "evaluate/resamples": 999},
+            ["evaluate.resamples is 999", "confidence of 0.999", "1000 or more"],
+        ),
+        (
+            {"train": ..., "evaluate/baselines": ["random"]},
+            ["evaluate.baselines is ('random',)", "no [train]", "remove it, or add [train]"],
+        ),
+        ({"train": ..., "evaluate/baseline_send_rate": 0.0}, ["evaluate.baseline_send_rate is 0.0", "no [train]"]),
+    ],
+)
+def test_what_evaluation_could_not_use_is_told_before_anything_is_learned(
+    changes: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(InputError) as error:
+        validate(changed(changes), "small.toml")
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gate/segments": ["badge", "place=home"]},
+        {"evaluate/marginal": {"badge": 8, "relevance": 8}},
+        {"evaluate/most_per_decision": {"clicks": 2.0, "steps": 9.0}},
+        {"train/learners": {"ddqn_cql": 1.0, "never": 0.0}, "evaluate/policies": {"even": UNIFORM}},
+        {"gate/estimator": "ips", "evaluate/per": "decision"},
+        {"gate/estimator": "wdr", "evaluate/per": "decision"},
+        {"gate/confidence": 0.99, "evaluate/resamples": 100},
+        {"train": ..., "evaluate/baselines": []},
+    ],
+)
+def test_what_evaluation_can_use_is_taken(changes: dict[str, Any]) -> None:
+    validate(changed(changes), "small.toml")
 
 
 def test_a_file_that_is_absent_or_no_toml_is_named(tmp_path: Path) -> None:
