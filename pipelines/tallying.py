@@ -109,7 +109,7 @@ def run_parts(job: Job) -> Any:
             return
         part = job.part(rows)
         first = int(part.buckets[0])
-        yield _row(LOG, 0, first, LogTally.of(part.table, part.buckets))
+        yield _row(LOG, 0, first, LogTally.of(part.table, part.buckets, job.plan.config.most_per_decision))
         for asked in job.plan.asked():
             for low, sums in tally(part, job.plan, asked):
                 yield _row(question(asked), low, first, sums)

@@ -97,7 +97,7 @@ def tallied(plan: Plan, parts: Sequence[Part]) -> tuple[LogTally, Answers]:
 
     Raises InputError where a bucket lies in two parts, and as `LogTally.of` does.
     """
-    log = reduce(added, (LogTally.of(part.table, part.buckets) for part in parts))
+    log = reduce(added, (LogTally.of(part.table, part.buckets, plan.config.most_per_decision) for part in parts))
     found: Answers = {}
     for asked in plan.asked():
         reads = [Read.of(each) for each in _merged(plan, parts, asked)]

@@ -15,7 +15,7 @@ from policies.base import Booleans, Floats, Policy
 from policies.baselines import LoggingPolicy
 from policies.evidence import confounding, disagreement, relative_difference
 from policies.named import Recorded
-from policies.ope.bernstein import Capped, most_per_user
+from policies.ope.bernstein import Capped, check_most, most_per_user
 from policies.ope.diagnostics import FEW_CLUSTERS, Weights
 from policies.ope.fqe import FitQ, fit_all
 from policies.ope.intervals import one_sided
@@ -58,12 +58,14 @@ def evaluate(
     Where one user holds half of a policy's weight or more, `withheld` has the reason and estimates by weights are null.
     `clusters` says what the intervals resample: users, or rows where none has two; `warnings` what to know first.
 
-    Raises InputError for propensities that are unknown, out of range or all 1, rewards that are no number, a policy
-    that names itself twice or gives no probabilities, a split without users, too few resamples for the gate's level.
+    Raises InputError for propensities that are unknown, out of range or all 1, rewards that are no number or more than
+    a decision may bring, a policy that names itself twice or gives no probabilities, a split without users, too few
+    resamples for the gate's level.
     """
     policies = list(policies)
     check_propensities(table)
     check_rewards(table)
+    check_most(table, config.most_per_decision)
     plan = plan_of(table, policies, config, gate, seed, tried, alone)
     targets = {policy.name: Target.of(policy, table) for policy in asked_about(policies)}
     q = _value_functions(table, targets, plan, fit or default_fit(config.fqe_steps, seed, progress))

@@ -15,7 +15,7 @@ from models.errors import InputError
 from models.table import Transitions
 from policies.base import Booleans, Floats, Integers, Policy
 from policies.evidence import CONSISTENT
-from policies.ope.bernstein import Capped, most_per_user
+from policies.ope.bernstein import Capped, check_most, most_per_user
 from policies.ope.diagnostics import Calibration, Explored, Support, Weights
 from policies.ope.intervals import CHUNK_CELLS
 from policies.ope.merging import Sums
@@ -237,10 +237,12 @@ class LogTally(Sums):
     calibration: Calibration
 
     @classmethod
-    def of(cls, table: Transitions, buckets: Integers) -> "LogTally":
-        """Raises InputError where a propensity or a reward could not be used."""
+    def of(cls, table: Transitions, buckets: Integers, most: Mapping[str, float]) -> "LogTally":
+        """`most` that a decision may bring, by component. Raises InputError where a propensity or a reward could not
+        be used."""
         check_range(table)
         check_rewards(table)
+        check_most(table, most)
         counts = len(table.user_id), len(table.action), int(table.estimated.sum()), *choices(table)
         return cls(Buckets(buckets), *counts, Calibration.of(table))
 

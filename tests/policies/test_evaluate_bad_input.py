@@ -33,7 +33,7 @@ def judged(log: Transitions, policy: Any, per: Any = "decision") -> dict[str, An
     def fit(table: Transitions, rows: Any, ahead: Any, extra: Any) -> Any:
         return np.zeros((len(rows), *table.legal.shape, table.reward.shape[1]))
 
-    config = EvaluateConfig(per=per, resamples=100)
+    config = EvaluateConfig(per=per, resamples=100, most_per_decision={"steps": 10.0})
     return evaluate(log, [policy], config, GateConfig(min_ess=2), 0, False, fit=fit)
 
 
@@ -68,8 +68,13 @@ def with_reward(log: Transitions, value: float) -> Transitions:
         (no_send, Fixed("send only", np.array([0.0, 1.0])), "send only: gives no weight to any action that is legal"),
         (lambda t: with_reward(t, np.nan), Always(), "steps is nan at the decision of user p0 .* 2 of 400 decisions"),
         (lambda t: with_reward(t, np.inf), Always(), "steps is inf at the decision of user p0 .* 2 of 400 decisions"),
+        (lambda t: with_reward(t, 25.5), Always(),
+         r"steps is 25.5 at the decision of user p0 at 1970-01-08.*, and 2 of 400 decisions have more .*"
+         r"evaluate.most_per_decision.steps = 10\); correct the log, or state 25.5 or more"),
+        (lambda t: replace(t, reward=3 * t.reward), Always(), r"sends is 3 at .* \(1, by definition\)"),
     ],
-    ids=["zero propensity", "deterministic log", "illegal target", "illegal alone", "NaN reward", "infinite reward"],
+    ids=["zero propensity", "deterministic log", "illegal target", "illegal alone", "NaN reward", "infinite reward",
+         "more than stated", "more than a send"],
 )  # fmt: skip
 @pytest.mark.parametrize("per", ["decision", "week"])
 def test_what_gives_no_number_is_refused(log: Transitions, change: Any, policy: Any, message: str, per: Any) -> None:

@@ -200,6 +200,7 @@ def test_a_part_without_the_asked_rows_adds_nothing(table_of: Build) -> None:
         (lambda t: replace(t, propensity=np.ones(len(t.action))), "never explored"),
         (lambda t: replace(t, elapsed_days=np.zeros(len(t.action))), "cover no time"),
         (lambda t: replace(t, reward=np.full_like(t.reward, np.nan)), "sends is nan"),
+        (lambda t: replace(t, reward=t.reward * 2), "sends is 2 at the decision of user .* by definition"),
         (lambda t: replace(t, propensity=np.where(t.user == 4, np.nan, t.propensity)), "have none"),
     ],
 )
@@ -216,5 +217,5 @@ def test_what_only_all_parts_can_say_is_refused_when_they_are_together(
 def test_choices_are_counted_before_they_are_judged(table_of: Build) -> None:
     """A part in which nothing was left to chance is no reason to refuse a log."""
     sure = table_of("aab", [1, 0, 1], [1.0, 1.0, 1.0], [0.0] * 3)
-    found = LogTally.of(sure, np.array([0]))
+    found = LogTally.of(sure, np.array([0]), {})
     assert (found.choices, found.chances, found.users, found.decisions) == (3, 0, 2, 3)
