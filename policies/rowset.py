@@ -15,7 +15,7 @@ from policies.named import NamedPolicy
 from policies.ope.diagnostics import Support, Weights
 from policies.ope.dr import dr
 from policies.ope.fqe import fqe
-from policies.ope.intervals import CHUNK_CELLS, Keys, lower, poisson_counts, replicates, upper, user_keys
+from policies.ope.intervals import Keys, at_a_time, lower, poisson_counts, replicates, sums_of, upper, user_keys
 from policies.ope.ips import ips
 from policies.ope.mis import Bins, default_cuts, mis
 from policies.ope.pdis import pdis
@@ -137,7 +137,12 @@ class RowSet:
 
     def metrics(self, summary: Summary) -> Metrics:
         """Every component's replicates, and CTR = clicks / sends from the totals of each resample."""
-        return named(replicates(summary, self.sample.exposure, self.counts), self.components)
+        found = replicates(summary, self.sample.exposure, self.counts, cells=self._sums)
+        return named(found, self.components)
+
+    @property
+    def _sums(self) -> int:
+        return sums_of(int(self.sample.group.max()) + 1, len(self.components), self.bins)
 
     def summaries(self, target: Target, q: Floats | None, only: Collection[str] | None = None) -> dict[str, Summary]:
         """What every off-policy estimator of `target`, or `only` some, reads of each user.
@@ -165,7 +170,7 @@ class RowSet:
     def estimates(self, target: Target, q: Floats, only: Collection[str] | None = None) -> dict[str, Metrics]:
         """Every off-policy estimator of `target`, or `only` some; `q` [N, A, K] over the whole table, fitted on other
         users."""
-        summaries, step = self.summaries(target, q, only), max(1, CHUNK_CELLS // self.sample.users)
+        summaries, step = self.summaries(target, q, only), at_a_time(self.sample.users, self._sums)
         parts = []
         for low in range(0, len(self.counts), step):
             counts = self.counts[low : low + step].astype(np.float64)

@@ -17,7 +17,7 @@ from policies.base import Booleans, Floats, Integers, Policy
 from policies.evidence import CONSISTENT
 from policies.ope.bernstein import Capped, check_most, most_per_user
 from policies.ope.diagnostics import Calibration, Explored, Support, Weights
-from policies.ope.intervals import CHUNK_CELLS
+from policies.ope.intervals import at_a_time, sums_of
 from policies.ope.merging import Sums
 from policies.ope.mis import Bins
 from policies.ope.on_policy import on_policy
@@ -89,6 +89,8 @@ class Plan:
                 "evaluate: no user lies in the test split; raise its share in etl.split or use a longer log."
             )
         judged = test if gate.candidate in learned else np.ones(len(table.user), dtype=np.bool_)
+        bins, pace = marginal_bins(table, config), Pace.of(table)
+        sums = sums_of(pace.steps, len(table.contract.rewards), 0 if bins is None else bins.number + 1)
         return cls(
             config=config,
             gate=gate,
@@ -98,10 +100,10 @@ class Plan:
             names=tuple(policy.name for policy in policies),
             learned=learned,
             whole=(alone or gate.candidate) if gate.candidate in learned else None,
-            bins=marginal_bins(table, config),
-            pace=Pace.of(table),
+            bins=bins,
+            pace=pace,
             cuts=Cuts.of(table, judged, gate.segments),
-            step=step or max(1, CHUNK_CELLS // len(table.user_id)),
+            step=step or at_a_time(len(table.user_id), sums),
         )
 
     @property

@@ -14,6 +14,8 @@ from policies.ope.summaries import Summary, total
 
 CHUNK_CELLS = 4_000_000
 """Counts held as float64 at a time (32 MB)."""
+SUMS_CELLS = 32_000_000
+"""Sums of an estimator held as float64 at a time (256 MB)."""
 POISSON_CDF = np.cumsum(np.exp(-1.0) / np.cumprod(np.maximum(np.arange(20.0), 1.0)))
 """P(count <= j) = sum_{i<=j} e^-1 / i! for j = 0, 1, ...; what lies beyond happens once in 10^18 draws."""
 Keys = NDArray[np.uint64]
@@ -51,15 +53,26 @@ def _mixed(x: Keys) -> Keys:
     return x ^ (x >> np.uint64(31))
 
 
+def at_a_time(users: int, cells: int) -> int:
+    """Resamples that are summed at a time, of which each has a count of every one of `users` and `cells` sums."""
+    return max(1, min(CHUNK_CELLS // users, SUMS_CELLS // cells))
+
+
+def sums_of(steps: int, components: int, bins: int) -> int:
+    """The most sums that an estimator has of one resample: by step, those of the normalised forms, or by step and bin
+    those of state-marginalised IS."""
+    return steps * max(bins, 1) * (components + 2 + bins)
+
+
 def replicates(
-    summary: Summary, exposure: Floats, counts: NDArray[np.uint8], read: Callable[[Any], Floats] = total
+    summary: Summary, exposure: Floats, counts: NDArray[np.uint8], read: Callable[[Any], Floats] = total, cells: int = 1
 ) -> Floats:
     """[R + 1, K] the estimate in each row of `counts`: totals over users / exposure over users, both of that resample.
 
-    `exposure` [U]; `read` may take something else of each resample's sums than their total, [R, ..., K]. Normalised
-    forms are normalised anew in each resample. NaN where a resample cannot say.
+    `exposure` [U]; `read` may take something else of each resample's sums, `cells` numbers, than their total,
+    [R, ..., K]. Normalised forms are normalised anew in each resample. NaN where a resample cannot say.
     """
-    step = max(1, CHUNK_CELLS // len(exposure))
+    step = at_a_time(len(exposure), cells)
     parts = []
     for low in range(0, len(counts), step):
         part = counts[low : low + step].astype(np.float64)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -39,21 +40,35 @@ class Marginal:
         """The sums of each resample, user u counted `counts` [R, U] times."""
         groups, bins, components = int(self.group.max(initial=0)) + 1, self.bins, self.reward.shape[1]
         sums = np.zeros((len(counts), groups, bins, components + 2 + bins))
-        own = np.column_stack([self.ratio[:, None] * self.reward, self.ratio, np.ones_like(self.ratio)])
-        on = np.flatnonzero(np.diff(self.user, append=-1) == 0)
-        arrives = np.full(len(self.user), -1)
-        arrives[on] = self.bin[on + 1]
-        by_user = np.ascontiguousarray(counts.T)
-        # One user has one row a step: rows of a step and bin are a part of the users, and few matrix products do.
-        order = np.lexsort((self.bin, self.group))
-        cell = self.group[order] * bins + self.bin[order]
-        for rows in np.split(order, np.flatnonzero(np.diff(cell)) + 1) if len(order) else []:
+        by_user, own, arrives = np.ascontiguousarray(counts.T), self._own, self._arrives
+        for rows in self._cells:
             goes = (arrives[rows, None] == np.arange(bins)) * self.ratio[rows, None]
             found = by_user[self.user[rows]].T @ np.column_stack([own[rows], goes])
             sums[:, self.group[rows[0]], self.bin[rows[0]]] = found
         weighted, weight, observed = sums[..., :components], sums[..., components], sums[..., components + 1]
         moved = sums[..., components + 2 :]
         return MarginalSums(moved, weighted, weight, observed)
+
+    @cached_property
+    def _own(self) -> Floats:
+        """[n, K + 2] rho r, rho and 1."""
+        return np.column_stack([self.ratio[:, None] * self.reward, self.ratio, np.ones_like(self.ratio)])
+
+    @cached_property
+    def _arrives(self) -> Integers:
+        """[n] the bin of the user's next row; -1 after the last."""
+        on = np.flatnonzero(np.diff(self.user, append=-1) == 0)
+        found = np.full(len(self.user), -1)
+        found[on] = self.bin[on + 1]
+        return found
+
+    @cached_property
+    def _cells(self) -> list[Integers]:
+        """Rows of each step and bin. One user has one row a step: so they are a part of the users, and few matrix
+        products do."""
+        order = np.lexsort((self.bin, self.group))
+        cell = self.group[order] * self.bins + self.bin[order]
+        return np.split(order, np.flatnonzero(np.diff(cell)) + 1) if len(order) else []
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from models.errors import InputError
 from models.table import Transitions
 from policies.base import Booleans, Floats, Integers
+from policies.ope.grouped import PerUser, grouped
 
 DAYS_PER_WEEK = 7.0
 MICROSECONDS_PER_DAY = 86_400_000_000
@@ -71,25 +72,30 @@ class Sample:
         total: Floats = np.add.reduceat(values, self.start, axis=0)
         return total
 
-    def per_user_group(self, values: Floats) -> Floats:
+    def per_user_group(self, values: Floats) -> PerUser:
         """[U, G, ...] sums of `values` [n, ...] over each user's rows of each group."""
-        groups = int(self.group.max()) + 1
-        cell, cells = self.user * groups + self.group, self.users * groups
-        columns = values.reshape(len(values), -1).T
-        total: Floats = np.stack([np.bincount(cell, column, cells) for column in columns], axis=-1)
-        return total.reshape(self.users, groups, *values.shape[1:])
+        return grouped(self.user, self.group, values)
+
+    @cached_property
+    def steps(self) -> list[Integers]:
+        """Places of the rows of each group, in their order."""
+        order = np.argsort(self.group, kind="stable")
+        return np.split(order, np.cumsum(np.bincount(self.group))[:-1])
 
     def weights(self, ratio: Floats) -> tuple[Floats, Floats]:
         """Weight before and after each row, [n] and [n], from `ratio` [n] rho_k = pi(a_k|s_k) / mu(a_k|s_k).
 
         Per week (w_{k-1}, w_k) with w_k = prod_{j<=k} rho_j and w_{-1} = 1; per decision (1, rho_k).
         """
+        before = np.ones_like(ratio)
         if not self.sequential:
-            return np.ones_like(ratio), ratio
-        grid: Floats = np.ones((self.users, int(self.group.max()) + 2))
-        grid[self.user, self.group + 1] = ratio
-        product: Floats = np.cumprod(grid, axis=1, dtype=np.float64)
-        return product[self.user, self.group], product[self.user, self.group + 1]
+            return before, ratio
+        after = ratio.copy()
+        # A row of step k follows that of step k - 1 of its user.
+        for rows in self.steps[1:]:
+            before[rows] = after[rows - 1]
+            after[rows] *= before[rows]
+        return before, after
 
 
 def trajectory_rows(table: Transitions) -> Booleans:

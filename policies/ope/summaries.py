@@ -10,6 +10,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from policies.base import Floats
+from policies.ope.grouped import Grouped, PerUser, over
 
 UNFOLLOWED = 0.01
 """Share of rows that may lie in groups where nobody followed the policy: the last steps of the longest trajectories."""
@@ -59,28 +60,30 @@ class Additive:
 class Normalised:
     """A total whose weights are normalised in each group over the users observed there, times their number."""
 
-    weighted: Floats
+    weighted: PerUser
     """[U, G, K] sum of w r."""
-    weight: Floats
+    weight: PerUser
     """[U, G] sum of w."""
-    observed: Floats
+    observed: PerUser
     """[U, G] rows observed."""
     corrects: bool = False
     """Whether r is what a model left over: where nobody followed the policy, the model then stands as it is."""
 
     def over(self, counts: Floats) -> "Normalised":
-        users, groups, components = self.weighted.shape
-        weighted = (counts @ self.weighted.reshape(users, -1)).reshape(-1, groups, components)
-        return Normalised(weighted, counts @ self.weight, counts @ self.observed, self.corrects)
+        weighted, weight, observed = (over(counts, each) for each in (self.weighted, self.weight, self.observed))
+        return Normalised(weighted, weight, observed, self.corrects)
 
     def __add__(self, other: "Normalised", /) -> "Normalised":
         groups = max(self.weight.shape[1], other.weight.shape[1])
-        mine, theirs = (
-            [_with_groups(each, groups) for each in (part.weighted, part.weight, part.observed)]
-            for part in (self, other)
-        )
+        mine, theirs = ([_with_groups(each, groups) for each in part._summed()] for part in (self, other))
         weighted, weight, observed = (a + b for a, b in zip(mine, theirs, strict=True))
         return Normalised(weighted, weight, observed, self.corrects)
+
+    def _summed(self) -> tuple[Floats, Floats, Floats]:
+        """Sums over users, which `over` has taken."""
+        found = [each for each in (self.weighted, self.weight, self.observed) if not isinstance(each, Grouped)]
+        assert len(found) == 3, "these are sums of each user"
+        return found[0], found[1], found[2]
 
     def terms(self) -> Floats:
         """[R, G, K] n_g (sum_u c_u (w r)_ug) / (sum_u c_u w_ug), n_g = sum_u c_u observed_ug, in each resample.
@@ -89,16 +92,17 @@ class Normalised:
         a model, as long as such groups hold no more than UNFOLLOWED of all rows; beyond that every term is NaN: the log
         does not follow the policy so far.
         """
+        weighted, weight, observed = self._summed()
         with np.errstate(invalid="ignore", divide="ignore"):
-            mean = self.weighted / self.weight[..., None]
-        unfollowed = self.weight == 0
+            mean = weighted / weight[..., None]
+        unfollowed = weight == 0
         mean[unfollowed] = 0.0 if self.corrects else np.nan
         if not self.corrects:
             for group in range(1, mean.shape[1]):
                 gap = unfollowed[:, group]
                 mean[gap, group] = mean[gap, group - 1]
-        too_many = (self.observed * unfollowed).sum(axis=1) > UNFOLLOWED * self.observed.sum(axis=1)
-        found: Floats = np.where(self.observed[..., None] > 0, self.observed[..., None] * mean, 0.0)
+        too_many = (observed * unfollowed).sum(axis=1) > UNFOLLOWED * observed.sum(axis=1)
+        found: Floats = np.where(observed[..., None] > 0, observed[..., None] * mean, 0.0)
         found[too_many] = np.nan
         return found
 
