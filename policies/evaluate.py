@@ -244,7 +244,7 @@ def _described(study: Study, rows: str, key: Key, judged: bool) -> dict[str, Any
             }
             for label, each in answer.segments.items()
         }
-    if study.log.estimated:
+    if study.log.estimated and key == gate.candidate:
         found["confounding"] = _confounding(study, rows, key)
     return found
 

@@ -50,8 +50,7 @@ def confounding(whole: RowSet, estimated: Booleans, target: Target, logged: Metr
     rows = whole.sample.rows
     found: dict[str, Any] = {"gamma": list(GAMMAS), "metrics": {}}
     ratio, guessed = whole.sample.ratios(target.ratio), estimated[rows] & ~whole.sample.closed
-    every = [bounds(whole.sample, ratio, guessed, gamma) for gamma in GAMMAS]
-    low, high = (np.stack(side) for side in zip(*every, strict=True))
+    low, high = bounds(whole.sample, ratio, guessed, GAMMAS)
     sides = {name: (low[:, c], high[:, c]) for c, name in enumerate(whole.components)}
     if {"clicks", "sends"} <= sides.keys():
         (least, most), (few, many) = sides["clicks"], sides["sends"]

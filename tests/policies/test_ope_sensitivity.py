@@ -6,8 +6,10 @@ import pytest
 from scipy.optimize import linprog
 
 from models.table import Transitions
+from policies.base import Booleans, Floats
+from policies.ope import sensitivity
 from policies.ope.sample import Sample, take
-from policies.ope.sensitivity import GAMMAS, bounds
+from policies.ope.sensitivity import GAMMAS
 from policies.ope.wpdis import wpdis
 
 Build = Callable[..., Transitions]
@@ -15,6 +17,11 @@ Build = Callable[..., Transitions]
 
 def sample_of(table: Transitions, per: str) -> Sample:
     return take(table, np.ones(len(table.action), dtype=np.bool_), per)  # type: ignore[arg-type]
+
+
+def bounds(sample: Sample, ratio: Floats, estimated: Booleans, gamma: float) -> tuple[Floats, Floats]:
+    low, high = sensitivity.bounds(sample, ratio, estimated, [gamma])
+    return low[0], high[0]
 
 
 def test_golden_bounds_of_two_decisions(table_of: Build) -> None:
@@ -31,11 +38,61 @@ def test_gamma_of_one_is_wpdis_and_bounds_widen_with_it(table_of: Build, per: st
     sample = sample_of(table, per)
     value = wpdis(sample, ratio).over(np.ones((1, sample.users))).total()[0] / sample.exposure.sum()
     every = np.ones(len(ratio), dtype=np.bool_)
-    found = [bounds(sample, ratio, every, gamma) for gamma in GAMMAS]
+    found = list(zip(*sensitivity.bounds(sample, ratio, every, GAMMAS), strict=True))
     np.testing.assert_allclose(found[0], [value, value], rtol=1e-12)
     for (low, high), (lower, higher) in itertools.pairwise(found):
         assert (lower < low).all()
         assert (higher > high).all()
+
+
+@pytest.mark.parametrize("steps", [2, 60])
+def test_every_threshold_is_tried_step_by_step(table_of: Build, steps: int) -> None:
+    """Against the rule written out: the j largest rewards of a step have their most, or their least. Weights of 60
+    steps differ by more than sixteen digits."""
+    table, ratio = random_log(table_of, 3, steps)
+    ratio[1 : 5 * steps : steps] = 0.0
+    estimated = np.random.default_rng(0).random(len(ratio)) < 0.8
+    sample, gamma = sample_of(table, "week"), 2.0
+
+    def weights(factor: float) -> Floats:
+        odds = (1 / table.propensity - 1) * np.where(estimated, factor, 1.0)
+        return np.array([np.prod((ratio * table.propensity * (1 + odds))[row - row % steps : row + 1])
+                         for row in range(len(ratio))])  # fmt: skip
+
+    least, most = weights(1 / gamma), weights(gamma)
+    expected = np.zeros((2, 2))
+    for step in range(steps):
+        rows = np.arange(step, len(ratio), steps)
+        for component in (0, 1):
+            fallen = rows[np.argsort(-table.reward[rows, component])]
+            means = [[], []]
+            for j in range(len(rows) + 1):
+                for side, (first, others) in enumerate(((least, most), (most, least))):
+                    w = np.append(first[fallen[:j]], others[fallen[j:]])
+                    if w.any():
+                        means[side].append(w @ table.reward[fallen, component] / w.sum())
+            before = expected[:, component]
+            expected[:, component] = before + len(rows) * np.array([min(means[0]), max(means[1])])
+    found = np.stack(bounds(sample, ratio, estimated, gamma))
+    np.testing.assert_allclose(found, expected / sample.exposure.sum(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("per", ["week", "decision"])
+def test_a_step_that_nobody_follows_has_the_mean_before_it_as_in_wpdis(table_of: Build, per: str) -> None:
+    """One row in 131 lies in a step that has no weight: WPDIS carries the step before forward, and so do the bounds."""
+    names = [*np.repeat([f"u{i}" for i in range(64)], 2).tolist(), "z", "z", "z"]
+    action = np.random.default_rng(1).integers(0, 2, len(names))
+    action[:2], action[-3:] = 1, (1, 1, 0)
+    reward = np.random.default_rng(0).normal(size=len(names))
+    table = table_of(names, action, np.full(len(names), 0.5), reward)
+    ratio, every = np.where(action == 1, 2.0, 0.0), np.ones(len(names), dtype=np.bool_)
+    sample = sample_of(table, per)
+    value = wpdis(sample, ratio).over(np.ones((1, sample.users))).total()[0] / sample.exposure.sum()
+    (low, high), (lower, higher) = (bounds(sample, ratio, every, gamma) for gamma in (1.0, 2.0))
+    assert np.isfinite(value).all()
+    np.testing.assert_allclose([low, high], [value, value], rtol=1e-12)
+    assert lower < low
+    assert higher > high
 
 
 def test_nothing_moves_where_every_propensity_was_logged(table_of: Build) -> None:
