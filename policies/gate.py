@@ -140,16 +140,24 @@ def turning_gamma(policy: Mapping[str, Any], config: GateConfig) -> dict[str, An
     """The least Gamma of the marginal sensitivity model at which what the metrics say is said no more.
 
     None where no propensity was estimated. {gamma, what, words}: gamma is 1 where the metrics alone neither pass nor
-    refuse, and null where it is beyond what was looked at. Bounds are shifted by as much as Gamma moves the estimate
+    refuse, and null where it is beyond what was looked at, or `unknown` as a guarded metric has no bounds. It is the
+    first Gamma looked at that is at or above the turn. Bounds are shifted by as much as Gamma moves the estimate
     (`policies.evidence.confounding`): sampling error and confounding add up.
     """
     told = policy.get("confounding")
     if told is None:
         return None
+    unknown = [name for name in config.metrics if name not in told["metrics"]]
+    if unknown:
+        words = (
+            f"How much hidden confounding they bear is not known: the log has no bounds of {', '.join(unknown)}, as "
+            "too few users follow the policy to the end or the logging policy's value is 0."
+        )
+        return {"gamma": None, "what": "unknown", "words": words}
     differences = {name: policy["estimates"][config.estimator][name]["difference"] for name in config.metrics}
     by_gamma = []
     for step in range(len(told["gamma"])):
-        moved = {name: _moved(differences[name], told["metrics"].get(name), step) for name in config.metrics}
+        moved = {name: _moved(differences[name], told["metrics"][name], step) for name in config.metrics}
         metrics = [within_margin(name, metric, moved[name], 1) for name, metric in config.metrics.items()]
         by_gamma.append(_says(metrics, improves(config.metrics, moved, 1)))
     first, names = by_gamma[0], {"safe": "safe and better", "harm": "harmful"}
@@ -171,15 +179,13 @@ def _says(metrics: Sequence[Check], improvement: Check) -> str:
     return "safe" if improvement.passed and all(check.passed for check in metrics) else "neither"
 
 
-def _moved(difference: Mapping[str, Any], told: Mapping[str, Any] | None, step: int) -> dict[str, Any]:
+def _moved(difference: Mapping[str, Any], told: Mapping[str, Any], step: int) -> dict[str, Any]:
     """A relative difference whose bounds are moved outward as far as Gamma number `step` moves the estimate."""
     low, high = difference["relative_gate_low"], difference["relative_gate_high"]
-    if told is None:
-        low = high = None
     return {
         "relative": difference["relative"],
-        "relative_gate_low": None if low is None or told is None else low + told["low"][step] - told["low"][0],
-        "relative_gate_high": None if high is None or told is None else high + told["high"][step] - told["high"][0],
+        "relative_gate_low": None if low is None else low + told["low"][step] - told["low"][0],
+        "relative_gate_high": None if high is None else high + told["high"][step] - told["high"][0],
     }
 
 

@@ -284,6 +284,9 @@ GAMMAS = [
      "harm", "would be harmful"),
     (confounding((0.05, 0.045, 0.03), (0.05, 0.06, 0.07), STILL), {"clicks": (0.01, -0.03, 0.05)}, 1.0, "neither",
      "neither pass nor refuse"),
+    # nothing is known of sends, whatever clicks say
+    ({**confounding((0.05, 0.045, 0.03), (0.05, 0.06, 0.07), STILL), "metrics": {"clicks": {"low": [0.05] * 3,
+     "high": [0.05] * 3}}}, {}, None, "unknown", "bear is not known: the log has no bounds of sends"),
 ]  # fmt: skip
 
 
