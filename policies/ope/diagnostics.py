@@ -195,32 +195,42 @@ def _last_weights(sample: Sample, ratio: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Explored(Sums):
-    """What another share of exploration would have done to the weights, summed over users."""
+    """What another share of exploration would have done to the weights, summed over users of m weights each.
+
+    Per week m = 1, the weight of the trajectory; per decision m is the number of a user's rows.
+    """
 
     users: float
+    single: float
+    """sum 1 / m."""
     weight: float
-    """sum w."""
+    """sum over weights of w / m^2."""
     both: Floats
-    """[E] sum w w' for each share of EXPLORATION."""
+    """[E] sum over weights of w w' / m^2 for each share of EXPLORATION."""
 
     @classmethod
     def of(cls, sample: Sample, ratio: Floats) -> "Explored":
         w = _last_weights(sample, ratio)
+        rows = np.bincount(sample.user)
+        each = np.ones(sample.users) if sample.sequential else 1.0 / rows[sample.user]
         both = np.zeros(len(EXPLORATION))
         for place, share in enumerate(EXPLORATION):
             explored = (1 - share) * sample.propensity + share / sample.legal.sum(axis=1)
-            both[place] = w @ _last_weights(sample, ratio * sample.propensity / explored)
-        return cls(float(sample.users), float(w.sum()), both)
+            both[place] = (w * each**2) @ _last_weights(sample, ratio * sample.propensity / explored)
+        return cls(float(sample.users), float((each**2).sum()), float((w * each**2).sum()), both)
 
     def ess(self) -> dict[str, float]:
         """Effective sample size in users, had the log drawn a share e of its decisions uniformly: by e of EXPLORATION.
 
-        Under mu_e = (1 - e) mu + e / |legal| the weights are w' = prod pi / mu_e, and U / E_mu_e[w'^2] = U / E_pi[w']
-        is estimated by U sum w / sum (w w'), from this log's own weights w: as uncertain as they are where they are
-        few.
+        Under mu_e = (1 - e) mu + e / |legal| the weights are w' = pi / mu_e, multiplied along a trajectory, and that of
+        a user is the mean of m of them: U / E_u[(sum_i E_mu_e[w'_i^2] + m^2 - m) / m^2], the decisions of a user taken
+        to be drawn apart. E_mu_e[w'^2] = E_pi[w'] = E_mu[w w'] is estimated from this log's own weights w, normalised:
+        as uncertain as they are where they are few.
         """
-        found = zip(EXPLORATION, self.both, strict=True)
-        return {f"{share:g}": float(self.users * self.weight / both) if both > 0 else 0.0 for share, both in found}
+        if self.weight <= 0:
+            return {f"{share:g}": 0.0 for share in EXPLORATION}
+        squared = self.both / self.weight * self.single + self.users - self.single
+        return {f"{share:g}": float(self.users**2 / each) for share, each in zip(EXPLORATION, squared, strict=True)}
 
 
 def supported(sample: Sample, probability: Floats) -> Booleans:

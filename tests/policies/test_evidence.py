@@ -176,6 +176,33 @@ def test_exploration_foretells_the_effective_sample_size_it_would_bring(table_of
     assert foretold["1"] == pytest.approx(40_000, rel=0.05)
 
 
+@pytest.mark.parametrize("decisions", [1, 50])
+def test_exploration_foretells_what_users_of_many_decisions_would_weigh(table_of: Build, decisions: int) -> None:
+    """Per decision a user's weight is a mean, whose spread falls with their decisions; some users have but one."""
+
+    def log(send: float, seed: int, users: int = 3000) -> Transitions:
+        rng = np.random.default_rng(seed)
+        names = np.repeat([f"u{i}" for i in range(users)], np.where(np.arange(users) % 3, decisions, 1)).tolist()
+        action = (rng.random(len(names)) < send).astype(int)
+        return table_of(names, action, np.where(action == 1, send, 1 - send), np.zeros(len(names)))
+
+    class Half(Always):
+        def action_probabilities(self, state: Any, legal: Any) -> Any:
+            return np.full((len(legal), 2), 0.5)
+
+    def sample(table: Transitions) -> Any:
+        return take(table, every(table), "decision")
+
+    then, later = log(0.1, 0), log(0.3, 1)
+    parts = [then.where(then.user % 2 == each) for each in (0, 1)]
+    found = [Explored.of(sample(each), Target.of(Half(), each).ratio) for each in (then, *parts)]
+    # E[rho^2] = 0.25 / 0.3 + 0.25 / 0.7 = 1.1905 of one decision, 1 + 0.1905 / m of the mean of m
+    expected = 3000 / (1 + 0.1905 * (1 / 3 + 2 / 3 / decisions))
+    assert weight_diagnostics(sample(later), Target.of(Half(), later).ratio)["ess"] == pytest.approx(expected, rel=0.01)
+    assert found[0].ess()["0.5"] == pytest.approx(expected, rel=0.02)
+    assert (found[1] + found[2]).ess() == pytest.approx(found[0].ess())
+
+
 class TestBins:
     def test_parts_of_equal_size_unknown_apart_and_late_decisions_apart(self, table_of: Build) -> None:
         # gaps before b's decisions: 1, 1, 5 days; the median over both users' gaps is 1
