@@ -194,12 +194,12 @@ def marginal_bins(table: Transitions, config: EvaluateConfig) -> Bins | None:
 
 
 def values_of(summed: Mapping[str, Summed], exposure: Floats) -> dict[str, Floats]:
-    """[R, K] by estimator from sums over users: total / `exposure` [R]; of WDR its terms [R, 1 + G, K]."""
-    found = {}
-    with np.errstate(invalid="ignore", divide="ignore"):
-        for name, sums in summed.items():
-            values = sums.terms() if isinstance(sums, Corrected) else sums.total()
-            found[name] = values / exposure.reshape(-1, *[1] * (values.ndim - 1))
+    """[R, K] by estimator from sums over users: total / `exposure` [R]; of WDR its terms [R, 1 + G, K]. NaN where a
+    resample covers no time."""
+    found, covered = {}, np.where(exposure > 0, exposure, np.nan)
+    for name, sums in summed.items():
+        values = sums.terms() if isinstance(sums, Corrected) else sums.total()
+        found[name] = values / covered.reshape(-1, *[1] * (values.ndim - 1))
     return found
 
 

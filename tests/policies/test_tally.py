@@ -1,5 +1,6 @@
 """Evaluation over parts of the users is evaluation over all of them, whatever the parts and their order."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -220,3 +221,17 @@ def test_choices_are_counted_before_they_are_judged(table_of: Build) -> None:
     sure = table_of("aab", [1, 0, 1], [1.0, 1.0, 1.0], [0.0] * 3)
     found = LogTally.of(sure, np.array([0]), {})
     assert (found.choices, found.chances, found.users, found.decisions) == (3, 0, 2, 3)
+
+
+def test_a_segment_that_covers_no_time_is_there_without_a_figure(table_of: Build) -> None:
+    """Whoever reads the evaluation learns that nothing is known of these users; the others keep their figures."""
+    table = log_of(table_of)
+    table = replace(table, elapsed_days=np.where(table.state[:, 0] == 1, 0.0, table.elapsed_days))
+    plan, values = asked(table, "week")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = evaluation(plan, POLICIES, 1, *tallied(plan, parts := parts_of(table, plan, values)), parts[0])
+    segments = found["policies"]["learned"]["segments"]
+    assert segments["x0 = 1"]["metrics"] == {}
+    assert segments["x0 = 1"]["users"] > 0
+    assert {"sends", "clicks", "minutes"} <= segments["x0 = 0"]["metrics"].keys()
