@@ -11,6 +11,7 @@ from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 FIRST = NOTEBOOKS[0]
+REPORT = next(path for path in NOTEBOOKS if path.stem == "02_reading_a_rollout_report")
 PARETO = next(path for path in NOTEBOOKS if path.stem == "03_pareto_front")
 
 OFFLINE = """
@@ -47,6 +48,39 @@ BREAKS = [
 HARMED = ("table", "week", "report", "spoilt", "mu")
 """What the harms change, and is made whole after each."""
 FOUND = '{"rates": [float(from_rows), float(from_visits)], "left_over": float(left_over.max()), "rows": len(table)}'
+
+REPORT_BREAKS = [
+    ("propensities", "table = replace(table, propensity=np.where(table.propensity < 1, 0.5, 1.0))"),
+    ("naive-check", 'obvious["picky"]["sends"] = truth["picky"]["sends"]["value"]'),
+    ("five-check", 'by_hand["weight ρ"] = 1.0'),
+    ("one-check", "rho = (rho > 0).astype(float)"),
+    ("weights-check", "effective = effective * 1.001"),
+    ("weights-check", "first = first * 1.2"),
+    ("support-check", "table = replace(table, propensity=np.minimum(table.propensity, 0.3))"),
+    ("fit-check", 'spoilt["model halved"] = spoilt["as it is"]'),
+    ("fit-check", 'spoilt.loc["dr", "propensities guessed"] = spoilt.loc["wpdis", "propensities guessed"]'),
+    ("estimators-plot", 'truth["eager at 50%"]["sends"]["value"] += 0.5'),
+    ("again-plot", 'twenty["dr"] += 0.3'),
+    ("again-plot", 'twenty["ips"] += true_sends - twenty["ips"].mean()'),
+    ("unit-check", 'widths.loc["difference"] *= 4'),
+    ("unit-check", 'values["clicks"] = values["clicks"] * 1.5'),
+    ("unit-check", "users_error = rows_error"),
+    ("judge-check", 'readings["eager"][1]["verdict"] = "PROMOTE"'),
+    ("judge-check", 'truth["picky at 30%"]["sends"]["difference"] += 1.0'),
+    (
+        "judge-check",
+        'readings["picky"][0]["policies"]["picky at 30%"]["estimates"]["dr"]["clicks"]["estimate"] += 1e-6',
+    ),
+    ("pilots-check", 'many["eager at 30%"][0]["verdict"] = "PROMOTE"'),
+    ("where", """page = page.replace('id="agreement"', 'id="elsewhere"')"""),
+    ("where", 'page = page.replace(">Refuse<", ">Promote<")'),
+    ("seeds", "rules = replace(rules, min_agreement=0.95)"),
+    ("gamma-check", 'doubtful["verdict"] = "PROMOTE"'),
+    ("gamma-check", 'told["metrics"]["clicks"]["low"][5] += 1.0'),
+]
+REPORT_HARMED = ("table", "truth", "obvious", "by_hand", "rho", "effective", "first", "spoilt", "twenty", "widths",
+                 "values", "users_error", "readings", "many", "page", "rules", "doubtful", "told")  # fmt: skip
+REPORT_FOUND = '{"verdicts": list(verdicts.values()), "ess": [effective[share] for share in (0.0, SHARE, 1.0)]}'
 
 PARETO_BREAKS = [
     ("price", "wants = {name: 1 - each for name, each in wants.items()}"),
@@ -185,6 +219,16 @@ def test_the_weekly_active_rate_is_the_same_by_rewards_and_by_visits(executed):
 
 def test_its_assertions_notice_harm(executed):
     assert executed[1]["unnoticed"] == [list(each) for each in harmless(BREAKS)]
+
+
+def test_a_report_is_read_from_the_log_to_the_verdict(tmp_path):
+    notebook, told = run(REPORT, REPORT_BREAKS, REPORT_HARMED, REPORT_FOUND, tmp_path)
+    assert pictures(notebook) == [1, 1, 1, 2, 1, 1, 1]
+    assert told["unnoticed"] == [list(each) for each in harmless(REPORT_BREAKS)]
+    assert told["verdicts"] == ["INCONCLUSIVE", "PROMOTE", "REFUSE"]
+    everybody, first, alone = told["ess"]
+    assert alone < 100 < 1000 < first < 0.6 * everybody
+    assert (told["threads"], told["left_behind"]) == (1, False)
 
 
 def test_the_front_is_drawn_chosen_from_and_held_against_the_truth(tmp_path):
