@@ -46,7 +46,7 @@ class GateConfig:
     """Whose interval carries the verdict."""
     metrics: dict[str, GuardedMetric] = field(default_factory=dict)
     confidence: float = 0.95
-    """One-sided, divided among the candidates tried on this test split."""
+    """One-sided, divided among the candidates tried on decisions of the same time."""
     min_ess: float = 200.0
     """Least effective sample size, in users."""
     min_support: float = 0.95
