@@ -23,6 +23,8 @@ from policies.rules import GateConfig
 JUDGES_BY = "dr"
 OTHERS = tuple(name for name in CONSISTENT if name not in {JUDGES_BY, "ips"})
 """Estimators that must agree with it; one-step IPS is not asked per week."""
+NO_DISTANCE = {"relative": 0.0, "se": 0.0}
+"""What an estimator that agrees is said to differ by."""
 UNDECIDED = "INCONCLUSIVE"
 
 
@@ -103,7 +105,8 @@ class Court:
             "learned": self.tested,
         }
         # One more check can take a decision back, and never makes one.
-        if self.verdict(found, {})["verdict"] != UNDECIDED:
+        agreeing = {name: dict.fromkeys(self.gate.metrics, NO_DISTANCE) for name in OTHERS}
+        if self.verdict({**found, "disagreement": agreeing}, {})["verdict"] != UNDECIDED:
             others = self.rows.estimates(target, q, OTHERS)
             found["disagreement"] = disagreement({**others, JUDGES_BY: metrics}, self.logged, JUDGES_BY, "week")
         return found

@@ -94,7 +94,7 @@ def test_the_lean_verdict_is_that_of_the_whole_evaluation() -> None:
 def test_a_verdict_that_another_estimator_contradicts_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = GateConfig(candidate="mine", metrics=METRICS, min_ess=5, max_calibration_error=0.5)
     assert judged(False, 0.2, gate)[1]["verdict"] == "REFUSE"
-    far = {"pdis": {"sends": {"relative": 0.5, "se": 0.01}}}
+    far = {"pdis": {name: {"relative": 0.5, "se": 0.01} for name in METRICS}}
     monkeypatch.setattr("benchmarks.study.verdicts.disagreement", lambda *_: far)
     _, lean = judged(False, 0.2, gate)
     assert lean["verdict"] == "INCONCLUSIVE"
