@@ -14,6 +14,7 @@ CONFIG = GateConfig(
         "clicks": GuardedMetric("up", 0.02, improve=True),
         "sends": GuardedMetric("down", 0.05),
     },
+    min_ess=200,
     shares=(0.1, 0.5, 1.0),
 )
 
