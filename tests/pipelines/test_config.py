@@ -147,7 +147,12 @@ def test_what_evaluation_could_not_use_is_told_before_anything_is_learned(
     ],
 )
 def test_what_evaluation_can_use_is_taken(changes: dict[str, Any]) -> None:
-    validate(changed(changes), "small.toml")
+    tree = changed(changes)
+    taken = validate(tree, "small.toml").model_dump(mode="json")
+    for path in changes:
+        section, *key = path.split("/")
+        assert (taken[section] is None) == (changes[path] is ...)
+        assert not key or taken[section][key[0]] not in (None, {})
 
 
 def test_a_file_that_is_absent_or_no_toml_is_named(tmp_path: Path) -> None:

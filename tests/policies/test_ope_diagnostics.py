@@ -133,7 +133,10 @@ def test_logs_that_cannot_be_evaluated_are_refused(table_of: Build, propensity: 
 
 
 def test_a_log_that_explores_somewhere_passes(table_of: Build) -> None:
-    check_propensities(table_of("aab", [0, 0, 0], [1.0, 1.0, 0.5], [0.0] * 3))
+    some, none = ([1.0, 1.0, 0.5], [1.0, 1.0, 1.0])
+    check_propensities(table_of("aab", [0, 0, 0], some, [0.0] * 3))
+    with pytest.raises(InputError, match="never explored"):
+        check_propensities(table_of("aab", [0, 0, 0], none, [0.0] * 3))
 
 
 def test_an_empty_row_set_is_refused(table_of: Build) -> None:
