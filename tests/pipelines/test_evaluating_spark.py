@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from policies.named import Fixed
 from policies.ope.target import Target
 from policies.q_policy import QPolicy
 from policies.values import ValueFunctions, part_of
+from tests.nested import assert_equal
 
 DAY = "2026-01-{:02d} 12:00:00"
 ACTIONS = ("hold", "send")
@@ -81,26 +81,6 @@ def config(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Con
     jobs.etl(found)
     jobs.train(found)
     return found
-
-
-def figures(found: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(found, dict | list):
-        for name, value in found.items() if isinstance(found, dict) else enumerate(found):
-            yield from figures(value, f"{path}/{name}")
-    else:
-        yield path, found
-
-
-def assert_equal(found: Any, expected: Any) -> None:
-    """To 1e-9, relative to figures above 1."""
-    mine, theirs = dict(figures(found)), dict(figures(expected))
-    assert mine.keys() == theirs.keys()
-
-    def same(a: Any, b: Any) -> bool:
-        return abs(a - b) <= 1e-9 * max(1, abs(b)) if isinstance(b, float) else a == b
-
-    off = {path: (mine[path], value) for path, value in theirs.items() if not same(mine[path], value)}
-    assert off == {}
 
 
 def asked(config: Config, folder: Path) -> list[Any]:

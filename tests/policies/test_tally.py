@@ -1,7 +1,7 @@
 """Evaluation over parts of the users is evaluation over all of them, whatever the parts and their order."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from policies.rowset import EvaluateConfig
 from policies.rules import GateConfig
 from policies.tally import Buckets, LogTally, Part, Plan, tally
 from policies.values import ValueFunctions, part_of
+from tests.nested import assert_equal
 
 Build = Callable[..., Transitions]
 BUCKETS = 5
@@ -94,27 +95,6 @@ def parts_of(table: Transitions, plan: Plan, values: ValueFunctions) -> list[Par
     bucket[(bucket == 2) & (np.arange(len(bucket)) != 7)] = 4
     every = ((table.where((bucket == each)[table.user]), each) for each in range(BUCKETS))
     return [part_of(part, plan, POLICIES, values, [each]) for part, each in every]
-
-
-def figures(found: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(found, dict | list):
-        items = found.items() if isinstance(found, dict) else enumerate(found)
-        for name, value in items:
-            yield from figures(value, f"{path}/{name}")
-    else:
-        yield path, found
-
-
-def assert_equal(found: Any, expected: Any) -> None:
-    """To 1e-9, relative to figures above 1."""
-    mine, theirs = dict(figures(found)), dict(figures(expected))
-    assert mine.keys() == theirs.keys()
-
-    def same(a: Any, b: Any) -> bool:
-        return abs(a - b) <= 1e-9 * max(1, abs(b)) if isinstance(b, float) else a == b
-
-    off = {path: (mine[path], value) for path, value in theirs.items() if not same(mine[path], value)}
-    assert off == {}
 
 
 @pytest.mark.parametrize("estimator", ["dr", "wpdis"])
