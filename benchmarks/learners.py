@@ -42,6 +42,7 @@ from models.train import Run, clone_behaviour, prepare
 from models.watch import reach_within
 from pipelines import jobs
 from pipelines.config import Config, load
+from pipelines.jobs import judging
 from pipelines.simulate import policy_truth
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -75,7 +76,7 @@ def main(
         policies += _peers(run, peer)
     else:
         console.print(f"{peer}: not there; `make d3rlpy-env` makes it. The study goes on without d3rlpy.")
-    truth = policy_truth(loaded, policies, loaded.seed + jobs.TRUTH_SEED, progress=True)
+    truth = policy_truth(loaded, policies, loaded.seed + judging.TRUTH_SEED, progress=True)
     found = _found(truth, training.weights, seeds)
     found |= {"users": len(transitions.user_id), "transitions": len(transitions.user), "steps": training.steps,
               "threads": training.threads, "seeds": seeds}  # fmt: skip

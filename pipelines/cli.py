@@ -1,4 +1,4 @@
-"""The command line: thin over jobs.py, one command per step, exit codes as documented."""
+"""The command line: thin over jobs, one command per step, exit codes as documented."""
 
 import logging
 import os

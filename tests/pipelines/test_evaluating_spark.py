@@ -18,6 +18,7 @@ from pipelines import jobs
 from pipelines.config import Config, validate
 from pipelines.etl.flow import explained
 from pipelines.evaluating_spark import Log, _answered, evaluate_by_spark, tallied_by_spark
+from pipelines.jobs import judging
 from pipelines.tallying import Job, Packed
 from policies.answers import tallied
 from policies.baselines import Always, Mixture, Never
@@ -128,7 +129,7 @@ def test_the_command_over_spark_leaves_what_the_command_leaves(
     assert mine.keys() == theirs.keys()
     for name in ("row_sets", "logging_by_rows", "calibration", "propensities", "clusters", "components", "warnings"):
         assert_equal(theirs[name], mine[name])
-    for name in ("never", "always", "ddqn_cql", "ddqn_cql" + jobs.ALONE):
+    for name in ("never", "always", "ddqn_cql", "ddqn_cql" + judging.ALONE):
         for estimator in ("ips", "pdis", "wpdis"):
             assert_equal(
                 theirs["policies"][name]["estimates"][estimator], mine["policies"][name]["estimates"][estimator]
@@ -144,7 +145,7 @@ def test_a_sample_is_whole_buckets_and_is_told(spark: SparkSession, config: Conf
     sample, whole = log.sample(), table.read(config.transitions_path, config.contract)
     assert len(sample.user) in log.counts.values()
     assert sum(log.counts.values()) == len(whole.user)
-    assert log.tested == jobs._tested(whole) == table.span(*np.sort(whole.decided_at[whole.split == 2])[[0, -1]])
+    assert log.tested == judging._tested(whole) == table.span(*np.sort(whole.decided_at[whole.split == 2])[[0, -1]])
     found = evaluate_by_spark(log, sample, [Never(), Always()], {})
     assert any(f"{len(sample.user_id)} of {len(whole.user_id)} users" in each for each in found["warnings"])
     assert found["policies"]["always"]["users"] == len(whole.user_id)

@@ -18,6 +18,7 @@ from models.errors import InputError
 from pipelines import explaining, jobs
 from pipelines.cli import app
 from pipelines.config import Config, validate
+from pipelines.jobs import steps
 from policies.explain import number
 from policies.q_policy import QPolicy
 from tests.pipelines.test_road import sections, small
@@ -48,7 +49,7 @@ def road(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Expla
     config = validate(tree, "small.toml")
     for step in (jobs.simulate, jobs.etl, jobs.train):
         step(config)
-    registry = jobs._registry(config)
+    registry = steps.registry_of(config)
     registry.set_alias("champion", registry.register(config.run_dir / "policies" / "behaviour", {}))
     file = folder / "small.toml"
     plain = json.loads(config.model_dump_json(exclude_none=True))

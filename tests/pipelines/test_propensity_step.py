@@ -190,9 +190,9 @@ def test_evaluation_keeps_to_the_estimates_that_training_read(copied, tmp_path) 
     done = typed("propensity", copied, tmp_path)
     assert done.exit_code == 0, done.output
     assert left_by(copied, "propensity")["version"] == 1
-    pinned = jobs.transitions_to_evaluate(copied, left_by(copied, "train")["lineage"])
+    pinned = estimation.transitions_to_evaluate(copied, left_by(copied, "train")["lineage"])
     assert pinned.estimates_version == 0
-    newest = jobs.transitions_to_train(copied)
+    newest = estimation.transitions_to_train(copied)
     # Nothing changed in between, so neither did an estimate.
     assert (newest.estimates_version, newest.fingerprint) == (1, pinned.fingerprint)
 
@@ -204,16 +204,16 @@ def test_stale_estimates_stop_training_until_they_are_made_again(copied) -> None
         jobs.train(copied)
     assert error.value.exit_code == 2
     jobs.propensity(copied)
-    assert jobs.transitions_to_train(copied).estimates_version == 1
+    assert estimation.transitions_to_train(copied).estimates_version == 1
 
 
 def test_evaluation_without_estimates_says_how_to_get_them(copied) -> None:
     lineage = {**left_by(copied, "train")["lineage"], "estimates_version": None}
-    assert jobs.transitions_to_evaluate(copied, lineage).estimates_version == 0
+    assert estimation.transitions_to_evaluate(copied, lineage).estimates_version == 0
     shutil.rmtree(copied.propensities_path)
-    assert np.isnan(jobs.transitions_to_train(copied).propensity).any()
+    assert np.isnan(estimation.transitions_to_train(copied).propensity).any()
     with pytest.raises(InputError, match=r"decisions have no propensity; estimate them \(`tactful propensity CONFIG`"):
-        jobs.transitions_to_evaluate(copied, lineage)
+        estimation.transitions_to_evaluate(copied, lineage)
 
 
 def test_a_log_with_propensities_has_nothing_to_estimate(whole, tmp_path) -> None:

@@ -21,6 +21,7 @@ from models.training import TrainConfig
 from pipelines import jobs, sweep
 from pipelines.cli import app
 from pipelines.config import Config, validate
+from pipelines.jobs import steps
 from pipelines.report import render
 from tests.pipelines.test_road import sections, small
 
@@ -219,7 +220,7 @@ def test_a_member_is_what_its_lines_in_the_configuration_train(swept: tuple[Conf
 
 def test_mlflow_has_one_run_and_one_under_it_for_each_member(swept: tuple[Config, dict[str, Any]]) -> None:
     config, found = swept
-    client = jobs._registry(config).client
+    client = steps.registry_of(config).client
     parent = client.get_run(found["mlflow_run"])
     assert parent.info.run_name == "small sweep"
     assert parent.data.tags["fingerprint"] == found["lineage"]["fingerprint"]

@@ -10,8 +10,8 @@ import pytest
 
 from models import artifact
 from models.errors import InputError
-from pipelines import jobs
 from pipelines.config import Config, validate
+from pipelines.jobs import judging
 
 Judge = Callable[..., int]
 
@@ -43,7 +43,7 @@ def judge(config: Config) -> Judge:
             (folder / artifact.GRAPH).write_bytes(graph.encode())
             artifacts[graph] = SimpleNamespace(decision={"rollout_share": kappa})
         window = [f"2026-01-{day:02d}T12:00:00Z" for day in (first, last)]
-        return jobs._candidates_tried(config, window, artifacts)
+        return judging._candidates_tried(config, window, artifacts)
 
     return tried
 
@@ -92,4 +92,4 @@ def test_a_record_without_times_is_refused(config: Config, judge: Judge) -> None
 
 def test_what_an_earlier_version_trained_is_to_be_trained_again(config: Config) -> None:
     with pytest.raises(InputError, match=r"train\.json: .*no `gains` of ddqn_cql.*run `tactful train` again"):
-        jobs._seeds(config, {"agreement": {"ddqn_cql": 0.9}})
+        judging._seeds(config, {"agreement": {"ddqn_cql": 0.9}})

@@ -16,6 +16,7 @@ from pipelines import jobs
 from pipelines.config import Config, validate
 from pipelines.etl import staging, store
 from pipelines.etl.schemas import Layout
+from pipelines.jobs import data
 from pipelines.vacuum import in_words, vacuum
 
 ROWS = pa.schema([("user_id", pa.string()), ("n", pa.int64()), ("ds", pa.string())])
@@ -193,7 +194,7 @@ def test_models_pin_what_they_were_learned_from(config: Config, monkeypatch: pyt
     assert jobs.vacuum(config, dry_run=True)["transitions"].versions == (1, 3, 4)
     assert not (config.run_dir / "mlflow.db").exists()
     (config.run_dir / "mlflow.db").touch()
-    monkeypatch.setattr(jobs, "_registry", lambda _: Versions(config.run_dir))
+    monkeypatch.setattr(data, "registry_of", lambda _: Versions(config.run_dir))
 
     class Champion:
         lineage = {"data_version": 0}  # noqa: RUF012

@@ -1,0 +1,73 @@
+"""The steps of the road: the only place that knows sessions, paths and arguments, one function per step.
+
+Each step reads what the steps before it left in the run's folder and leaves its own result there:
+
+| step     | reads                         | leaves |
+|----------|-------------------------------|--------|
+| simulate | nothing                       | the raw datasets of the configuration |
+| etl      | the raw datasets              | transitions/, quarantine/, quality/, steps/etl.json |
+| quality  | quality/profiles/             | quality/thresholds.json, steps/quality.json |
+| propensity | transitions/                | propensities/ where the log lacks them, steps/propensity.json |
+| train    | transitions/, propensities/   | policies/NAME/, an MLflow run, steps/train.json |
+| evaluate | the same, policies/, other logs | tried.json, steps/evaluate.json |
+| promote  | steps/evaluate.json, policies/| registry versions and aliases, steps/promote.json |
+| score    | raw datasets, the registry    | scores/, steps/score.json |
+| report   | steps/*.json                  | report.html, summary.json |
+
+Beside the road: sweep leaves sweep/NAME/, MLflow runs and steps/sweep.json, which pick reads; abtest plan and abtest
+read leave steps/abtest_plan.json and steps/abtest.json; vacuum removes files of the tables, forget erases users from
+them and leaves forgotten.json.
+"""
+
+from typing import Any
+
+from models import table
+from pipelines.config import Config
+from pipelines.jobs.acting import promote, score
+from pipelines.jobs.data import etl, forget, propensity, quality, simulate, vacuum
+from pipelines.jobs.judging import evaluate, explain
+from pipelines.jobs.learning import pick, sweep, train, train_by_spark
+from pipelines.jobs.reporting import abtest_plan, abtest_read, report
+from pipelines.jobs.steps import session
+
+__all__ = [
+    "abtest_plan",
+    "abtest_read",
+    "etl",
+    "evaluate",
+    "explain",
+    "forget",
+    "pick",
+    "promote",
+    "propensity",
+    "quality",
+    "report",
+    "run",
+    "score",
+    "simulate",
+    "sweep",
+    "train",
+    "train_by_spark",
+    "vacuum",
+]
+
+
+def run(config: Config, rebuild: bool = False) -> dict[str, Any]:
+    """Every step in order, on one Spark session; a log without candidates is not scored.
+
+    Without [train] nothing is learned, judged or scored: the road is ETL, evaluation and report.
+    """
+    with session(config):
+        if config.simulate is not None:
+            simulate(config)
+        etl(config, rebuild=rebuild)
+        if table.count_unknown(config.transitions_path):
+            propensity(config)
+        if config.train is not None:
+            train(config)
+        evaluate(config)
+        if config.train is not None:
+            promote(config)
+        if config.train is not None and config.data.candidates is not None:
+            score(config)
+    return report(config)

@@ -1,0 +1,233 @@
+"""Steps that learn: train, in one process or several, sweep, and pick from a sweep."""
+
+import shutil
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from models import artifact, distributed, table
+from models.errors import InputError, TactfulError
+from models.stream import sampled
+from models.train import Learned
+from models.train import train as fit_policies
+from models.training import BEHAVIOUR, TrainConfig
+from pipelines import sweep as sweeps
+from pipelines.config import Config
+from pipelines.estimation import check_known, transitions_to_train
+from pipelines.jobs.steps import (
+    checkpoint_of,
+    console,
+    decision_of,
+    left_by,
+    lineage_of,
+    policy_folder,
+    registry_of,
+    session,
+    step,
+    step_path,
+)
+from policies.q_policy import QPolicy, deployed_probabilities
+from policies.selection import Slope
+from policies.sweep import WEIGHTED, compare
+from policies.sweep import pick as pick_member
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Learn every policy of `train.learners` and the behaviour network, export each, and log the run to MLflow.
+
+    Under `torchrun` every process takes its share of each minibatch; the first one leaves the results.
+    """
+    with distributed.group() as processes:
+        if processes.rank == 0:
+            return _train(config, processes)
+        _fit(config, processes)
+        return {}
+
+
+def train_by_spark(config: Config, file: Path, overrides: list[str], processes: int) -> None:
+    """`tactful train` in so many processes that Spark's TorchDistributor starts: on this machine where the master is
+    local, else as tasks of one barrier stage, whose Python needs the whole of this project.
+
+    Raises TactfulError where one of them failed: torchrun does not say with which exit code.
+    """
+    from pyspark.ml.torch.distributor import TorchDistributor
+
+    settings = [word for pair in overrides for word in ("--set", pair)]
+    step_path(config, "train").unlink(missing_ok=True)
+    with session(config):
+        distributor = TorchDistributor(processes, config.spark.master.startswith("local"), use_gpu=False)
+        with suppress(RuntimeError):
+            distributor.run(str(Path(__file__).parents[1] / "cli.py"), "train", str(file), *settings)
+    # Spark's wrapper around torchrun may end well though a process did not.
+    if not step_path(config, "train").exists():
+        raise TactfulError(f"{file}: training in {processes} processes failed; what a process printed above says why.")
+
+
+def _train(config: Config, processes: distributed.Group) -> dict[str, Any]:
+    with step(config, "train") as result:
+        transitions, learned = _fit(config, processes)
+        if config.gate.candidate not in learned:
+            raise InputError(
+                f"gate.candidate: every seed of {config.gate.candidate!r} diverged, as the log of this step says; "
+                "lower its learning rate, or name another candidate."
+            )
+        lineage = lineage_of(config, transitions)
+        folders = {name: policy_folder(config, name) for name in learned}
+        for name, member in learned.items():
+            artifact.export(member, folders[name], decision_of(config, name), lineage)
+        curves = {name: member.curves for name, member in learned.items()}
+        result["mlflow_run"] = registry_of(config).log_run(
+            config.name,
+            params={**config.model_dump(mode="json", include={"seed", "train", "policy", "features"})},
+            curves=curves,
+            folders={f"policies/{name}": folder for name, folder in folders.items()},
+            tags={name: str(value) for name, value in lineage.items()},
+        )
+        result["curves"] = curves
+        result["weights"] = dict(config.learning.weights)
+        result["learners"] = {name: asdict(learner) for name, learner in config.learning.named.items()}
+        result["members"] = len(config.learning.learners) * config.learning.seeds
+        fitted = {name: each for name, each in learned.items() if name != BEHAVIOUR}
+        result["agreement"] = {name: each.agreement for name, each in fitted.items()}
+        result["kept"] = {name: each.kept for name, each in fitted.items()}
+        result["gains"] = {name: list(each.gains) for name, each in fitted.items()}
+        result["stopped"] = {name: list(each.stopped) for name, each in fitted.items() if each.stopped}
+        result["lineage"] = lineage
+    # Only a run that was cut short has something to go on from.
+    checkpoint_of(config).unlink(missing_ok=True)
+    return result
+
+
+def _fit(config: Config, processes: distributed.Group) -> tuple[table.Transitions, dict[str, Learned]]:
+    """What training read all at once, and what it learned."""
+    transitions, shards = _log(config)
+    return transitions, _learn(config, config.learning, transitions, shards, checkpoint_of(config), processes)
+
+
+def _log(config: Config) -> tuple[table.Transitions, table.Shards | None]:
+    """What training reads all at once and, where that is not everything, the buckets that stream."""
+    if not config.learning.stream_rows:
+        return transitions_to_train(config), None
+    shards = table.Shards.of(config.transitions_path, config.contract)
+    return sampled(shards, config.learning.stream_rows, config.seed), shards
+
+
+def _learn(
+    config: Config,
+    settings: TrainConfig,
+    transitions: table.Transitions,
+    shards: table.Shards | None,
+    checkpoint: Path,
+    processes: distributed.Group | None = None,
+) -> dict[str, Learned]:
+    return fit_policies(
+        transitions,
+        settings,
+        config.seed,
+        partial(deployed_probabilities, decision=decision_of(config), is_send=config.contract.is_send),
+        assess_of=lambda cloned: Slope.of(transitions, cloned, config.evaluate.per),
+        checkpoint=checkpoint,
+        group=processes,
+        shards=shards,
+    )
+
+
+def sweep(config: Config) -> dict[str, Any]:
+    """Learn a member for every weighting of [sweep], evaluate each on the validation split, log each to MLflow."""
+    if config.sweep is None:
+        raise InputError(f"{config.name}: the configuration has no [sweep]; add one, see docs/sweep.md.")
+    transitions, shards = _log(config)
+    check_known(config, transitions)
+    population = config.sweep.population(config.learning, config.gate.candidate)
+    torch.set_num_threads(config.learning.threads)
+    with step(config, "sweep") as result:
+        learned = _learn(config, population, transitions, shards, checkpoint_of(config, "sweep"))
+        del learned[BEHAVIOUR]
+        lineage = lineage_of(config, transitions)
+        root = config.run_dir / "sweep"
+        # An earlier sweep may have had more members.
+        shutil.rmtree(root, ignore_errors=True)
+        for name, member in learned.items():
+            artifact.export(member, root / name, decision_of(config), lineage)
+        policies = [QPolicy(artifact.load(root / name), name) for name in learned]
+        objectives = config.sweep.front(config.contract.rewards)
+        result.update(
+            compare(
+                transitions,
+                policies,
+                config.evaluate,
+                objectives,
+                config.learning.weights,
+                config.gate.estimator,
+                config.sweep.min_ess,
+                config.seed,
+            )
+        )
+        learner = config.sweep.learner or config.gate.candidate
+        result |= {
+            "learner": learner,
+            "swept": list(config.sweep.components),
+            "alphas": list(config.sweep.alpha),
+            "seeds": population.seeds,
+            "train_seeds": config.learning.seeds,
+            "diverged": [name for name in population.learners if name not in learned],
+            "lineage": lineage,
+        }
+        for name, each in population.named.items():
+            if name in learned:
+                weights = dict(each.weights or {})
+                result["members"][name] |= {
+                    "weights": weights,
+                    "alpha": each.alpha,
+                    "toml": sweeps.toml_of(config, learner, weights, each.alpha),
+                    "kept": learned[name].kept,
+                    "agreement": learned[name].agreement,
+                }
+        result["mlflow_run"] = _log_sweep(config, result, {name: learned[name].curves for name in learned})
+        console.print(sweeps.members_table(result))
+    # Only a run that was cut short has something to go on from.
+    checkpoint_of(config, "sweep").unlink(missing_ok=True)
+    return result
+
+
+def _log_sweep(config: Config, found: dict[str, Any], curves: dict[str, list[dict[str, float]]]) -> str:
+    """One run for the sweep and one under it for each member; returns the first's id."""
+    registry = registry_of(config)
+    tags = {name: str(value) for name, value in found["lineage"].items()}
+    params = config.model_dump(mode="json", include={"seed", "train", "policy", "features", "sweep"})
+    parent = registry.log_run(f"{config.name} sweep", params, {}, {}, tags)
+    for name, member in found["members"].items():
+        registry.log_run(
+            name,
+            {
+                **{f"weights.{component}": weight for component, weight in member["weights"].items()},
+                "alpha": member["alpha"],
+                "seed": config.seed,
+                "seeds": found["seeds"],
+                "learner": found["learner"],
+            },
+            {"learning": curves[name]},
+            {"policy": config.run_dir / "sweep" / name},
+            {**tags, "front": str(member["front"]).lower(), "rows": found["rows"], "estimator": found["estimator"]},
+            sweeps.run_figures(found, name),
+            parent,
+        )
+    return parent
+
+
+def pick(
+    config: Config,
+    most: float,
+    relative: bool = False,
+    maximise: str = WEIGHTED,
+    bound: Literal["high", "estimate"] = "high",
+) -> str:
+    """Say which member of the sweep meets a budget of sends, and the lines of configuration that it is; its name."""
+    found = left_by(config, "sweep")
+    name = pick_member(found, most, relative, maximise, bound)
+    console.print(sweeps.picked(found, name), markup=False, highlight=False, soft_wrap=True)
+    return name

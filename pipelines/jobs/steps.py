@@ -1,0 +1,119 @@
+"""What every step shares: the terminal, the run's folder, a session, the registry, and what a policy came from."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pyspark.sql import SparkSession
+from rich.console import Console
+
+from models import table
+from models.errors import InputError
+from models.registry import Registry
+from models.training import BEHAVIOUR
+from pipelines.config import Config
+from pipelines.session import spark_session
+
+# Into a file or a pipe a table is as wide as it needs, not as narrow as the eighty columns of nobody's terminal.
+console = Console(width=None if sys.stdout.isatty() else 160)
+
+
+def step_path(config: Config, step: str) -> Path:
+    return config.run_dir / "steps" / f"{step}.json"
+
+
+@contextmanager
+def step(config: Config, step: str) -> Iterator[dict[str, Any]]:
+    """Collect a step's result and write it with its duration, only when the step succeeded."""
+    console.rule(f"[bold]{step}", align="left")
+    started = time.perf_counter()
+    result: dict[str, Any] = {}
+    # What an earlier run left is no result of this one, should it fail.
+    step_path(config, step).unlink(missing_ok=True)
+    yield result
+    result["seconds"] = round(time.perf_counter() - started, 3)
+    write_json(step_path(config, step), result)
+    console.print(f"[dim]{step}: {result['seconds']:.1f} s[/]")
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2, allow_nan=False))
+    # A reader sees the old file or the new one, never half of one.
+    partial.replace(path)
+
+
+def left_by(config: Config, step: str) -> dict[str, Any]:
+    """The result of an earlier step; InputError naming the command that makes it where it is absent."""
+    path = step_path(config, step)
+    if not path.exists():
+        raise InputError(f"{path}: not there; run `tactful {step}` with this configuration first.")
+    return dict(json.loads(path.read_text()))
+
+
+@contextmanager
+def session(config: Config) -> Iterator[SparkSession]:
+    """A session, stopped at the end by whoever started it."""
+    running = SparkSession.getActiveSession()
+    spark = running or spark_session(config.spark, f"tactful {config.name}")
+    try:
+        yield spark
+    finally:
+        if running is None:
+            spark.stop()
+
+
+def policy_folder(config: Config, name: str) -> Path:
+    return config.run_dir / "policies" / name
+
+
+def _commit() -> str | None:
+    """The commit of the working tree, where it is one."""
+    here = Path(__file__).parent
+    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
+
+
+def registry_of(config: Config) -> Registry:
+    uri = config.mlflow.tracking_uri or f"sqlite:///{config.run_dir.resolve() / 'mlflow.db'}"
+    return Registry(uri, config.mlflow.model, config.mlflow.experiment)
+
+
+def decision_of(config: Config, name: str = "") -> dict[str, float]:
+    """How an artifact's outputs become probabilities; the cloned logging policy acts as itself."""
+    if name == BEHAVIOUR:
+        return {"rollout_share": 0.0, "exploration": 0.0, "lambda": 0.0}
+    return {"rollout_share": config.policy.rollout_share, "exploration": config.policy.exploration, "lambda": 0.0}
+
+
+def _window(transitions: table.Transitions) -> list[str]:
+    return table.span(transitions.decided_at.min(), transitions.decided_at.max())
+
+
+def _config_hash(config: Config) -> str:
+    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
+
+
+def lineage_of(config: Config, transitions: table.Transitions) -> dict[str, Any]:
+    """What a policy was learned from, or what was evaluated without learning."""
+    return {
+        "data_version": transitions.version,
+        "estimates_version": transitions.estimates_version,
+        "fingerprint": transitions.fingerprint,
+        "window": _window(transitions),
+        "config_hash": _config_hash(config),
+        "etl_hash": config.etl_hash(),
+        "commit": _commit(),
+        "seed": config.seed,
+    }
+
+
+def checkpoint_of(config: Config, step: str = "learn") -> Path:
+    return config.run_dir / "checkpoints" / f"{step}.safetensors"
