@@ -1,4 +1,4 @@
-"""The ETL on a standalone cluster and on local-cluster: the archive brings the package, the result is local's."""
+"""ETL and scoring on a standalone cluster and on local-cluster: the archive brings the package, and nothing differs."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import time
 import urllib.request
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,18 @@ import pytest
 from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
-from pipelines.config import validate
-from pipelines.etl.flow import run_etl
+from pipelines import jobs
+from pipelines.config import Config, validate
+from pipelines.night import run_scoring
 from pipelines.session import archive
 from pipelines.simulate import run_simulate
 
 ROOT = Path(__file__).parents[2]
 SPARK_HOME = Path(pyspark.__file__).parent
 NEEDED = ("numpy", "numpy.libs", "pyarrow")
-"""All that an executor's Python must have; pyspark itself comes with Spark."""
+"""All that an executor's Python must have for the ETL; pyspark itself comes with Spark."""
+TO_SCORE = (*NEEDED, "onnxruntime", "flatbuffers", "google", "packaging")
+"""And to score."""
 QUICK = "-XX:TieredStopAtLevel=1"
 """Small data: compiling costs more than it saves."""
 
@@ -43,11 +47,18 @@ def tree(run_dir: str, lake: str = "lake", master: str = "local", **conf: str) -
         "run_dir": run_dir,
         "rewards": ["sends", "clicks", "visits", "weekly_active_days", "disables"],
         "simulate": {"users": 150, "days": 10},
-        "data": {name: {"path": f"{lake}/{name}"} for name in ("decisions", "events", "users")},
+        "data": {name: {"path": f"{lake}/{name}"} for name in ("decisions", "events", "users", "candidates")},
         "features": {"state": ["sends_7d", "visits_7d", "hour_sin"], "context": ["relevance"]},
         "etl": {"warmup_days": 1, "buckets": 4, "as_of": "2026-03-01"},
         "quality": {"docs": False},
-        "train": {"weights": {"clicks": 1.0}, "learners": {"ddqn": 0.0}},
+        "train": {
+            "weights": {"clicks": 1.0},
+            "learners": {"ddqn": 0.0},
+            "steps": 20,
+            "hidden": [8],
+            "behaviour_steps": 20,
+            "value_steps": 20,
+        },
         "gate": {"candidate": "ddqn", "metrics": {}},
         "spark": {"master": master, "shuffle_partitions": 2, "conf": {**java, **sizes, **conf}},
     }
@@ -66,7 +77,7 @@ def python(here: Path) -> str:
     """A Python that has only what executors need: without site-packages this project is not installed in it."""
     packages = here / "packages"
     packages.mkdir()
-    for name in NEEDED:
+    for name in TO_SCORE:
         found = Path(pa.__file__).parents[1] / name
         if found.exists():
             (packages / name).symlink_to(found)
@@ -76,11 +87,27 @@ def python(here: Path) -> str:
     return str(script)
 
 
+@dataclass(frozen=True)
+class Local:
+    """The run to agree with."""
+
+    config: Config
+    etl: dict[str, Any]
+    scored: dict[str, Any]
+
+    @property
+    def policy(self) -> Path:
+        """The artifact that scores everywhere."""
+        return self.config.run_dir / "policies" / "ddqn"
+
+
 @pytest.fixture(scope="module")
-def local(spark: SparkSession, here: Path) -> tuple[dict[str, Any], pa.Table]:
-    """Report and rows of the run to agree with."""
+def local(spark: SparkSession, here: Path) -> Local:
     config = validate(tree(str(here / "local"), str(here / "lake")), "cluster")
-    return json.loads(json.dumps(run_etl(spark, config), default=str)), rows(config.transitions_path)
+    etl = json.loads(json.dumps(jobs.etl(config), default=str))
+    jobs.train(config)
+    made = Local(config, etl, {})
+    return replace(made, scored=run_scoring(spark, config, made.policy, "1"))
 
 
 @pytest.fixture(scope="module")
@@ -155,18 +182,18 @@ def alive(page: str) -> int:
         return int(json.loads(answer.read())["aliveworkers"])
 
 
-def rows(table: Path) -> pa.Table:
-    found = DeltaTable(table).to_pyarrow_table()
-    return found.select(sorted(found.column_names)).sort_by([("user_id", "ascending"), ("decision_id", "ascending")])
+def rows(run_dir: Path, table: str, row_id: str) -> pa.Table:
+    found = DeltaTable(run_dir / table).to_pyarrow_table()
+    return found.select(sorted(found.column_names)).sort_by([("user_id", "ascending"), (row_id, "ascending")])
 
 
-def drive(here: Path, python: str, config: dict[str, Any]) -> dict[str, Any]:
-    """The report of a run in a process of its own: Spark allows one session in each."""
+def drive(here: Path, python: str, config: dict[str, Any], policy: Path) -> dict[str, Any]:
+    """What a run in a process of its own reported: Spark allows one session in each."""
     name = config["run_dir"]
     (here / f"{name}.json").write_text(json.dumps(config))
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("etl_driver.py"), f"{name}.json", f"{name}-report.json"],
+        [sys.executable, Path(__file__).with_name("cluster_driver.py"), f"{name}.json", f"{name}-report.json", policy],
         cwd=here,
         env={**environment, "PYSPARK_PYTHON": python, "SPARK_LOCAL_IP": "127.0.0.1"},
         capture_output=True,
@@ -177,12 +204,16 @@ def drive(here: Path, python: str, config: dict[str, Any]) -> dict[str, Any]:
     return dict(json.loads((here / f"{name}-report.json").read_text()))
 
 
-def check(here: Path, report: dict[str, Any], local: tuple[dict[str, Any], pa.Table], name: str) -> None:
-    expected, table = local
-    assert expected["rows"]["transitions"]["rows"] > 1000
+def check(here: Path, report: dict[str, Any], local: Local, name: str) -> None:
+    assert local.etl["rows"]["transitions"]["rows"] > 1000
+    assert local.scored["candidates"] > 100
+    assert len(local.scored["by_action"]) == 2
     for key in ("rows", "fingerprint", "watermark"):
-        assert report[key] == expected[key], key
-    assert rows(here / name / "transitions").equals(table)
+        assert report[key] == local.etl[key], key
+    for key in ("night", "candidates", "by_action", "by_rule", "valid_until"):
+        assert report["scored"][key] == local.scored[key], key
+    for table, row_id in (("transitions", "decision_id"), ("scores", "candidate_id")):
+        assert rows(here / name, table, row_id).equals(rows(local.config.run_dir, table, row_id)), table
     folders, kernels, numpys = zip(*report["workers"], strict=True)
     assert len(set(folders)) == 2
     # The package came from the archive, numpy from the bare Python, and nothing from the checkout.
@@ -190,16 +221,16 @@ def check(here: Path, report: dict[str, Any], local: tuple[dict[str, Any], pa.Ta
     assert set(numpys) == {str(here / "packages" / "numpy")}
 
 
-def test_standalone_cluster_agrees_with_local(
-    here: Path, python: str, master: str, local: tuple[dict[str, Any], pa.Table]
-) -> None:
+def test_standalone_cluster_agrees_with_local(here: Path, python: str, master: str, local: Local) -> None:
     loopback = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
-    report = drive(here, python, tree("standalone", master=master, **loopback, **{"spark.cores.max": "2"}))
+    report = drive(
+        here, python, tree("standalone", master=master, **loopback, **{"spark.cores.max": "2"}), local.policy
+    )
     check(here, report, local, "standalone")
 
 
-def test_local_cluster_agrees_with_local(here: Path, python: str, local: tuple[dict[str, Any], pa.Table]) -> None:
-    report = drive(here, python, tree("local-cluster", master="local-cluster[2,1,1024]"))
+def test_local_cluster_agrees_with_local(here: Path, python: str, local: Local) -> None:
+    report = drive(here, python, tree("local-cluster", master="local-cluster[2,1,1024]"), local.policy)
     # Its workers write beside Spark itself, wherever they are started.
     shutil.rmtree(SPARK_HOME / "work" / report["application"])
     check(here, report, local, "local-cluster")
@@ -218,7 +249,7 @@ def test_the_archive_holds_every_python_file_and_nothing_else() -> None:
         ("pipelines.etl.blocks", NEEDED),
         ("pipelines.etl.buckets", NEEDED),
         ("pipelines.etl.files", NEEDED),
-        ("pipelines.scoring", (*NEEDED, "onnxruntime", "flatbuffers", "google", "packaging")),
+        ("pipelines.scoring", TO_SCORE),
     ],
 )
 def test_the_archive_needs_few_packages(kernels: str, packages: tuple[str, ...], tmp_path: Path) -> None:

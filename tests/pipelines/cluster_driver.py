@@ -1,4 +1,5 @@
-"""A driver of its own for a cluster: `etl_driver.py CONFIG.json REPORT.json` runs the ETL and writes what it found."""
+"""A driver of its own for a cluster: `cluster_driver.py CONFIG.json REPORT.json POLICY` runs the ETL, scores the night
+with the artifact in the folder POLICY, and writes what both reported."""
 
 import json
 import os
@@ -10,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from pipelines.config import validate
 from pipelines.etl.flow import run_etl
+from pipelines.night import run_scoring
 from pipelines.session import spark_session
 
 
@@ -30,6 +32,8 @@ application = spark.sparkContext.applicationId
 try:
     workers = spark.sparkContext.parallelize(range(4), 4).map(whereabouts).collect()
     report = run_etl(spark, config)
+    scored = run_scoring(spark, config, Path(sys.argv[3]), "1")
 finally:
     spark.stop()
-Path(sys.argv[2]).write_text(json.dumps({**report, "workers": workers, "application": application}, default=str))
+found = {**report, "scored": scored, "workers": workers, "application": application}
+Path(sys.argv[2]).write_text(json.dumps(found, default=str))
