@@ -1,4 +1,4 @@
-"""`promoting_driver.py URI [MARKER N]`: promotes and rolls back what its standard input says, a line each.
+"""`promoting_driver.py URI MODEL [MARKER N]`: promotes and rolls back what its standard input says, a line each.
 
 `promote VERSION`, `rollback`, or `begin`, which registers a version first; it answers each with a line of JSON, and
 says `ready` before the first. With a marker its process group stops at the N-th line of the registry's log that has it,
@@ -36,11 +36,11 @@ def act(registry: Registry, what: str, *version: str) -> State:
 
 
 def main() -> None:
-    registry = Registry(sys.argv[1], "tactful")
-    if len(sys.argv) > 2:
+    registry = Registry(sys.argv[1], sys.argv[2])
+    if len(sys.argv) > 3:
         log = logging.getLogger("tactful.registry")
         log.setLevel(logging.INFO)
-        log.addHandler(Pause(sys.argv[2], int(sys.argv[3])))
+        log.addHandler(Pause(sys.argv[3], int(sys.argv[4])))
     print("ready", flush=True)
     for line in sys.stdin:
         what, *rest = line.split()

@@ -50,8 +50,8 @@ def aliases(registry: Registry) -> dict[str, str]:
 class Command:
     """A driver that waits for what to do."""
 
-    def __init__(self, uri: str, *arguments: str, **env: str) -> None:
-        command = [sys.executable, str(DRIVER), uri, *arguments]
+    def __init__(self, registry: Registry, *arguments: str, **env: str) -> None:
+        command = [sys.executable, str(DRIVER), registry.tracking_uri, registry.model, *arguments]
         pipe = subprocess.PIPE
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **env}
         self.process = subprocess.Popen(
@@ -84,8 +84,9 @@ class Command:
 
 
 @contextmanager
-def commands(uri: str, number: int, *arguments: str) -> Iterator[list[Command]]:
-    made = [Command(uri, *arguments) for _ in range(number)]
+def commands(registry: Registry, *environments: dict[str, str]) -> Iterator[list[Command]]:
+    """A driver for each environment, ready."""
+    made = [Command(registry, **env) for env in environments]
     try:
         for each in made:
             each.ready()

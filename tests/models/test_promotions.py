@@ -4,6 +4,7 @@ import logging
 import os
 import random
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from models.errors import InputError, TransientError
 from models.promotions import Entry, State, fold
 from models.registry import Registry
+from tests.models.mlflow_servers import mlflow_server, postgres
 from tests.models.registries import Command, aliases, bare_version, commands
 
 # The fold
@@ -106,9 +108,21 @@ def test_an_entry_is_what_its_tags_say() -> None:
 # In MLflow
 
 
-@pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    return Registry(f"sqlite:///{tmp_path / 'mlflow.db'}", "tactful")
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with postgres() as database, mlflow_server(tmp_path_factory.mktemp("server"), database) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+@pytest.fixture(params=["file", "server"])
+def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Registry:
+    """SQLite, or a server on PostgreSQL; each test has a model of its own."""
+    return Registry(request.getfixturevalue(request.param), tmp_path.name)
 
 
 @pytest.fixture
@@ -151,7 +165,7 @@ def test_aliases_without_a_journal_are_adopted(registry: Registry) -> None:
 def test_an_alias_changed_by_hand_is_mended(registry: Registry, versions: list[str], caplog) -> None:
     registry.promote("2")
     registry.set_alias("champion", "5")
-    registry.client.delete_registered_model_alias("tactful", "previous")
+    registry.client.delete_registered_model_alias(registry.model, "previous")
     registry.set_alias("challenger", "6")
     registry.set_alias("mine", "6")
     with caplog.at_level(logging.WARNING, "tactful.registry"):
@@ -166,15 +180,15 @@ def test_an_alias_changed_by_hand_is_mended(registry: Registry, versions: list[s
 
 def test_a_version_that_was_deleted_stops_nobody_but_who_wants_it(registry: Registry, versions: list[str]) -> None:
     registry.promote("2")
-    registry.client.delete_model_version("tactful", "1")
+    registry.client.delete_model_version(registry.model, "1")
     assert registry.state().champion == "2"
-    with pytest.raises(InputError, match="version 1 of 'tactful' does not exist"):
+    with pytest.raises(InputError, match=r"version 1 of .* does not exist"):
         registry.rollback()
     assert registry.promote("3").aliases() == {"champion": "3", "previous": "2"}
 
 
 def test_a_version_that_never_was_is_not_promoted(registry: Registry, versions: list[str]) -> None:
-    with pytest.raises(InputError, match="version 77 of 'tactful' does not exist"):
+    with pytest.raises(InputError, match=r"version 77 of .* does not exist"):
         registry.promote("77")
     assert len(registry.journal.entries()) == 1
 
@@ -217,7 +231,7 @@ def serial(before: dict[str, str], *promoted: str) -> dict[str, str]:
 @pytest.mark.parametrize("rounds", [12])
 def test_two_promotions_at_once_equal_one_after_the_other(registry: Registry, versions: list[str], rounds: int) -> None:
     before = aliases(registry)
-    with commands(registry.tracking_uri, 2) as (one, other):
+    with commands(registry, {}, {}) as (one, other):
         for n in range(rounds):
             a, b = versions[2 * (n % 3)], versions[2 * (n % 3) + 1]
             one.tell(f"promote {a}")
@@ -236,18 +250,13 @@ def test_the_first_promotions_of_an_empty_database_at_once(tmp_path: Path) -> No
     """Each makes the tables, the experiment, the model and the journal unless the other did; temporary folders differ,
     as those of two services may, and with them the lock of MLflow."""
     registry = Registry(f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}", "tactful")
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-    made = [Command(registry.tracking_uri, TMPDIR=str(tmp_path / name)) for name in ("a", "b")]
-    try:
-        for each in made:
-            each.ready()
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder in folders:
+        folder.mkdir()
+    with commands(registry, *({"TMPDIR": str(folder)} for folder in folders)) as made:
         for each in made:
             each.tell("begin")
         assert made[0].answer()["champion"] == made[1].answer()["champion"]
-    finally:
-        for each in made:
-            each.end()
     # The second to come is void.
     first, second = registry.journal.entries()
     assert (first.what, second.what, {first.version, second.version}) == ("first", "first", {"1", "2"})
@@ -266,7 +275,7 @@ def test_the_next_command_mends_what_a_killed_one_left(
     registry: Registry, versions: list[str], marker: str, found: dict[str, str], caplog
 ) -> None:
     registry.promote("2", challenger=True)
-    command = Command(registry.tracking_uri, marker, "1")
+    command = Command(registry, marker, "1")
     try:
         command.ready()
         command.tell("promote 3")
@@ -275,7 +284,7 @@ def test_the_next_command_mends_what_a_killed_one_left(
         command.end()
     assert aliases(registry) == found
     with caplog.at_level(logging.WARNING, "tactful.registry"):
-        assert Registry(registry.tracking_uri, "tactful").alias("champion") == "3"
+        assert Registry(registry.tracking_uri, registry.model).alias("champion") == "3"
     assert aliases(registry) == {"champion": "3", "previous": "2", "challenger": "3"}
     assert "mended" in caplog.text
 
@@ -284,7 +293,7 @@ def test_a_command_that_slept_between_its_writes_leaves_the_newest_state(
     registry: Registry, versions: list[str]
 ) -> None:
     """It wakes after another promoted, overwrites an alias of the other's with an older one, and finds that out."""
-    command = Command(registry.tracking_uri, "alias previous is version 1", "1")
+    command = Command(registry, "alias previous is version 1", "1")
     try:
         command.ready()
         command.tell("promote 2")
