@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,25 +76,40 @@ def postgres() -> Iterator[str]:
             process.wait(60)
 
 
-@contextmanager
-def mlflow_server(folder: Path, backend: str) -> Iterator[str]:
+def mlflow_server(folder: Path, backend: str) -> AbstractContextManager[str]:
     """The address of a server that keeps versions in `backend` and serves artifacts from `folder` itself."""
+    arguments = ["--workers", "1", "--backend-store-uri", backend]
+    return _served(folder, ["server", *arguments, "--artifacts-destination", str(folder / "artifacts")])
+
+
+def model_server(folder: Path, registry: str, model: str) -> AbstractContextManager[str]:
+    """The address of a model of the registry, served in this environment."""
+    arguments = ["--model-uri", model, "--env-manager", "local", "--workers", "1"]
+    return _served(folder, ["models", "serve", *arguments], MLFLOW_TRACKING_URI=registry)
+
+
+@contextmanager
+def _served(folder: Path, command: list[str], **env: str) -> Iterator[str]:
     port, log = free_port(), folder / "server.log"
-    command = [
-        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", backend, "--artifacts-destination", str(folder / "artifacts")),
-    ]
-    env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    env.pop("PYTHONPATH", None)
+    whole = [sys.executable, "-m", "mlflow", *command, "--host", "127.0.0.1", "--port", str(port)]
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    # It starts uvicorn by name.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, **quiet, **env}
+    # As others run it: without this repository.
+    environment.pop("PYTHONPATH", None)
     with log.open("wb") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream, cwd=folder, env=env, start_new_session=True)
+        process = subprocess.Popen(
+            whole, stdout=stream, stderr=stream, cwd=folder, env=environment, start_new_session=True
+        )
     try:
         address = f"http://127.0.0.1:{port}"
         _wait(lambda: urllib.request.urlopen(f"{address}/health", timeout=5).close(), process, log)
         yield address
     finally:
-        # Its workers are in its group, and outlive it.
-        os.killpg(process.pid, signal.SIGKILL)
+        # Its workers are in its group, and outlive it; where it did not start, nobody is.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait(60)
 
 
