@@ -9,6 +9,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -32,6 +33,7 @@ BATCH = 1000
 """Metrics per call, MLflow's limit."""
 PARAMS = 100
 """Parameters per call, MLflow's limit."""
+NAME = re.compile(r"\w[\w .-]*")
 PARENT = "mlflow.parentRunId"
 """The tag by which MLflow shows one run under another."""
 PATIENCE = {
@@ -48,7 +50,12 @@ class Registry:
     """One registered model and one experiment of one MLflow server or database."""
 
     def __init__(self, tracking_uri: str, model: str, experiment: str = "tactful") -> None:
-        """`tracking_uri` as MLflow's: sqlite:///path (artifacts then lie beside the file) or a server's address."""
+        """`tracking_uri` as MLflow's: sqlite:///path (artifacts then lie beside the file) or a server's address.
+
+        Raises InputError where the name of the model holds what means something in MLflow's searches and addresses.
+        """
+        if not NAME.fullmatch(model):
+            raise InputError(f"mlflow.model: {model!r}; use letters, digits, blanks and any of . _ - only.")
         self.tracking_uri = tracking_uri
         self.model = model
         self.experiment = experiment
@@ -64,7 +71,9 @@ class Registry:
             logging.getLogger(name).setLevel(logging.WARNING)
         with explained(self.tracking_uri), self._first():
             client = MlflowClient(self.tracking_uri, self.tracking_uri)
-            client.search_registered_models(max_results=1)
+            if self.tracking_uri.startswith(SQLITE):
+                # Opens the registry's side of the file too, while nobody else does.
+                client.search_registered_models(max_results=1)
         return client
 
     @contextmanager

@@ -351,6 +351,12 @@ def test_only_whole_artifacts_are_registered(registry, tmp_path) -> None:
         registry.register(tmp_path, {})
 
 
+@pytest.mark.parametrize("name", ["", "x' or name like '%", 'x"', "a/b", "a:b", "a\\b", "../x", "x;y", "`x`"])
+def test_a_name_that_means_something_to_mlflow_is_refused(name) -> None:
+    with pytest.raises(InputError, match=r"mlflow\.model: .*use letters, digits"):
+        Registry("sqlite:///x.db", name)
+
+
 def test_a_password_in_the_address_reaches_no_message(caplog, monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     registry = Registry("http://ann:s3cret@127.0.0.1:9/?token=s3cret", "tactful")
