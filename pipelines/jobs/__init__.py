@@ -15,15 +15,15 @@ Each step reads what the steps before it left in the run's folder and leaves its
 | report   | steps/*.json                  | report.html, summary.json |
 
 Beside the road: sweep leaves sweep/NAME/, MLflow runs and steps/sweep.json, which pick reads; abtest plan and abtest
-read leave steps/abtest_plan.json and steps/abtest.json; vacuum removes files of the tables, forget erases users from
-them and leaves forgotten.json.
+read leave steps/abtest_plan.json and steps/abtest.json; `promote --version` and rollback leave entries in the
+registry's journal; vacuum removes files of the tables, forget erases users from them and leaves forgotten.json.
 """
 
 from typing import Any
 
 from models import table
 from pipelines.config import Config
-from pipelines.jobs.acting import promote, score
+from pipelines.jobs.acting import promote, promote_version, rollback, score
 from pipelines.jobs.data import etl, forget, propensity, quality, simulate, vacuum
 from pipelines.jobs.judging import evaluate, explain
 from pipelines.jobs.learning import pick, sweep, train, train_by_spark
@@ -39,9 +39,11 @@ __all__ = [
     "forget",
     "pick",
     "promote",
+    "promote_version",
     "propensity",
     "quality",
     "report",
+    "rollback",
     "run",
     "score",
     "simulate",

@@ -135,7 +135,7 @@ def test_two_runs_with_one_seed_agree(road: Road) -> None:
     _, runs = road
     first, second = (dict(leaves(run)) for run in runs)
     counted = ("/seconds", "/created_at", "/lineage/data_version", "/lineage/mlflow_run", "/lineage/model_version")
-    moved = (*counted, "/lineage/champion", "/scoring/model_version", "/scoring/version")
+    moved = (*counted, "/lineage/champion", "/scoring/model_version", "/scoring/version", "/scoring/checked_at")
     assert first.keys() == second.keys()
     compared = 0
     for path, value in first.items():
