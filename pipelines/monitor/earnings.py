@@ -155,6 +155,8 @@ def prediction(config: Config, model: Artifact | None) -> dict[str, Any]:
     found = evaluation["policies"].get(name, {}).get("estimates", {}).get(estimator)
     if found is None:
         return {**none, "left_out": "the evaluation at hand is of other policies: the version that scored is older"}
+    if estimator in evaluation["policies"][name].get("withheld", {}):
+        return {**none, "left_out": f"evaluation withheld it: {evaluation['policies'][name]['withheld'][estimator]}"}
     if evaluation["per"] != config.evaluate.per:
         return {**none, "left_out": f"the evaluation is per {evaluation['per']}, evaluate.per is another by now"}
     return {

@@ -23,8 +23,6 @@ LEAST_NIGHTS = 7
 """Earlier nights without which nothing is known of usual rates: a week."""
 FLOOR = 0.08
 """Least spread of a usual rate, as a share of it, as for the quality of days."""
-TINY = 1e-12
-"""Room for sums in another order, of index and share alike."""
 
 Bound = tuple[float | None, float | None]
 Measured = tuple[str, float, list[Demand]]
@@ -43,15 +41,15 @@ def demands(report: Mapping[str, Any], config: Config) -> tuple[dict[str, float]
     return {name: value for name, value, _ in found}, [demand for *_, each in found for demand in each]
 
 
-def _between(name: str, value: float, remedy: str, warning: Bound, critical: Bound | None = None) -> Measured:
+def _between(name: str, value: float, remedy: str, warning: Bound | None, critical: Bound | None = None) -> Measured:
     pairs = ((WARNING, warning), (CRITICAL, critical))
     return name, value, [Demand(name, level, remedy, *bound) for level, bound in pairs if bound is not None]
 
 
 def _at_most(name: str, value: float, remedy: str, levels: Levels) -> Measured:
     # A critical share of 1 or more is none.
-    critical = (None, levels[1] + TINY) if levels[1] < 1 else None
-    return _between(name, value, remedy, (None, levels[0] + TINY), critical)
+    critical = (None, levels[1]) if levels[1] < 1 else None
+    return _between(name, value, remedy, (None, levels[0]), critical)
 
 
 def _share(name: str, part: int, whole: int, remedy: str, levels: Levels) -> Iterator[Measured]:
@@ -61,10 +59,10 @@ def _share(name: str, part: int, whole: int, remedy: str, levels: Levels) -> Ite
 
 def _rows(report: Mapping[str, Any], config: Config) -> Iterator[Measured]:
     scored, told = report["rows"]["scored"], report["manifest"].get("candidates")
-    yield _between("scored_rows", scored, "the night holds no row: score it again", (1, None), (1, None))
+    yield _between("scored_rows", scored, "the night holds no row: score it again", None, (1, None))
     if told is not None:
         remedy = "the scores table does not hold what its manifest says: score the night again"
-        yield _between("scored_rows_missing", told - scored, remedy, (0, 0), (0, 0))
+        yield _between("scored_rows_missing", told - scored, remedy, None, (0, 0))
     by_rule = report["rows"]["by_rule"]
     frozen = by_rule.get(FROZEN, 0)
     yield _at_most(
@@ -190,9 +188,9 @@ def _drift(report: Mapping[str, Any], config: Config) -> Iterator[Measured]:
             if not found["judged"]:
                 continue
             most = [max(level, noise) for level, noise in zip(levels, found["noise"], strict=True)]
-            critical = None if found["moved_by_sends"] else (None, most[1] + TINY)
+            critical = None if found["moved_by_sends"] else (None, most[1])
             told = f"{remedy}; find what changed in the source, then train on newer days"
-            yield _between(f"psi:{name}", found["psi"], told, (None, most[0] + TINY), critical)
+            yield _between(f"psi:{name}", found["psi"], told, (None, most[0]), critical)
 
 
 def _earned(report: Mapping[str, Any]) -> Iterator[Measured]:
@@ -207,4 +205,4 @@ def _earned(report: Mapping[str, Any]) -> Iterator[Measured]:
             remedy = (
                 "the evaluation before rollout and what was earned do not agree: read the experiment before widening"
             )
-            yield _between(f"earned_minus_predicted:{name}", gap["estimate"], remedy, (-half - TINY, half + TINY))
+            yield _between(f"earned_minus_predicted:{name}", gap["estimate"], remedy, (-half, half))

@@ -41,7 +41,7 @@ def tree(folder: Path, **changes: Any) -> dict[str, Any]:
             "value_steps": 60,
         },
         "policy": {"exploration": 0.4},
-        "evaluate": {"resamples": 100, "fqe_steps": 40, "baselines": []},
+        "evaluate": {"per": "decision", "resamples": 100, "fqe_steps": 40, "baselines": []},
         "gate": {
             "min_ess": 20,
             "metrics": {"clicks": {"direction": "up", "margin": 0.05, "improve": True}},

@@ -160,7 +160,7 @@ def test_counts_add_up_and_draws_are_those_of_the_rows(spark: SparkSession) -> N
         wanted = sum(p * (1 - p) for row in rows for p in [row["probabilities"][place]])
         assert sum(row["variance"] for row in mine) == pytest.approx(wanted)
         # 0.1, 0.2, 0.3, 0.5 and 0.8 begin their bins.
-        assert {row["bin"] for row in mine} == {int(round(10 * row["probabilities"][place])) for row in rows}
+        assert {row["bin"] for row in mine} == {round(10 * row["probabilities"][place]) for row in rows}
         matched = [row for row in rows if naive_scored(row, naive, 1500)[0] == "matched"]
         answers = [next(each for each in naive if each["rank"] == 1 and each["match"] == row["candidate_id"]
                         and each["user_id"] == row["user_id"]) for row in matched]  # fmt: skip
