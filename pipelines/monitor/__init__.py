@@ -23,7 +23,6 @@ import pandas as pd
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
-from models.artifact import Artifact
 from models.errors import InputError
 from models.registry import Registry
 from pipelines.config import Config
@@ -33,8 +32,8 @@ from pipelines.etl.plans import text_of
 from pipelines.etl.quality.expect import Validator
 from pipelines.etl.quality.suites import CRITICAL, WARNING
 from pipelines.monitor import earnings, matching, shifts
-from pipelines.monitor.expectations import SUITE, demands
-from pipelines.monitor.nights import NAMELESS, Nights, artifact_of, earlier_reports, manifest_of
+from pipelines.monitor.expectations import FROZEN, SUITE, demands
+from pipelines.monitor.nights import NAMELESS, Model, Nights, earlier_reports, manifest_of, model_of
 from pipelines.monitor.page import write_page
 from policies.draws import Draws
 from policies.ope.diagnostics import FEW_CLUSTERS
@@ -70,7 +69,7 @@ def monitor_night(spark: SparkSession, config: Config, nights: Nights, night: st
     Raises InputError where the log cannot be read as mapped, or the night has no row with a time.
     """
     policy, version = nights.facts(night)
-    model = artifact_of(versions, version)
+    model = model_of(versions, version)
     with explained(), ExitStack() as held:
 
         def kept(rows: DataFrame) -> DataFrame:
@@ -96,7 +95,7 @@ def monitor_night(spark: SparkSession, config: Config, nights: Nights, night: st
         window = nights.window(night, config.monitor.window_nights)
         earned = _earned(spark, config, nights, window, model)
     before = [each for each in nights.around(night, config.monitor.window_nights) if each < night]
-    usual = [report["action_rate"] for report in earlier_reports(config, before)]
+    usual = [each["action_rate"] for each in earlier_reports(config, before) if not each["rows"]["by_rule"].get(FROZEN)]
     return {
         "night": night,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -105,7 +104,7 @@ def monitor_night(spark: SparkSession, config: Config, nights: Nights, night: st
         "policy_version": version,
         "model": {}
         if model is None
-        else {key: model.lineage.get(key) for key in ("learner", "window", "data_version")},
+        else {key: model.artifact.lineage.get(key) for key in ("learner", "window", "data_version")},
         "decides": [text_of(span.first), text_of(span.last)],
         "log_end": None if end is None else text_of(end),
         "settled": end is not None and end >= span.last and not drift["waits"],
@@ -115,13 +114,8 @@ def monitor_night(spark: SparkSession, config: Config, nights: Nights, night: st
         "action_rate": _rates(draws, rows, config.actions, usual),
         "drift": drift,
         "earned": {**earned, "nights": window},
-        "manifest": _told(manifest_of(config, night)),
+        "manifest": manifest_of(config, night),
     }
-
-
-def _told(manifest: Mapping[str, Any]) -> Report:
-    """What the page says of a night's manifest: figures, and no path or list."""
-    return {key: value for key, value in manifest.items() if isinstance(value, (int, float, str, bool))}
 
 
 def _rows(counts: Sequence[Row], logged: Sequence[Row]) -> Report:
@@ -223,7 +217,7 @@ def _rates(
 
 
 def _drift(
-    config: Config, nights: Nights, night: str, model: Artifact | None, states: DataFrame | None, users: int
+    config: Config, nights: Nights, night: str, model: Model | None, states: DataFrame | None, users: int
 ) -> Report:
     """Values of the night at once; features once there are `states`, transitions of its decisions.
 
@@ -234,13 +228,15 @@ def _drift(
     if model is None:
         return {**found, "left_out": dict.fromkeys((shifts.VALUES, shifts.STATES), NAMELESS)}
     try:
-        reference = shifts.reference_of(config, model)
+        reference = shifts.reference_of(config, model.artifact)
     except InputError as error:
         return {**found, "left_out": dict.fromkeys((shifts.VALUES, shifts.STATES), str(error))}
     alphas = (config.monitor.false_alarm, config.monitor.critical_alarm)
-    version = model.lineage.get("data_version")
+    version = model.artifact.lineage.get("data_version")
     found["reference"] = {"rows": reference.rows, "users": reference.users, "version": version}
-    counts = shifts.counted_here(reference.bins[shifts.VALUES], nights.values(night, shifts.value_columns(model)))
+    counts = shifts.counted_here(
+        reference.bins[shifts.VALUES], nights.values(night, shifts.value_columns(model.artifact))
+    )
     if shifts.rows_in(counts):
         found["values"] = shifts.described(reference, shifts.VALUES, counts, users, alphas)
     else:
@@ -260,9 +256,7 @@ def _distinct(rows: DataFrame) -> int:
     return 0 if found is None else int(found["users"])
 
 
-def _earned(
-    spark: SparkSession, config: Config, nights: Nights, window: Sequence[str], model: Artifact | None
-) -> Report:
+def _earned(spark: SparkSession, config: Config, nights: Nights, window: Sequence[str], model: Model | None) -> Report:
     """What the nights of the window, all of one version, earned, against what was predicted of it."""
     scores = matching.scored_rows(spark, nights.table, window)
     span = matching.span_of(scores)

@@ -9,7 +9,6 @@ from deltalake import DeltaTable
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from models.artifact import Artifact
 from models.contract import REWARD_PREFIX, Contract
 from models.training import BEHAVIOUR
 from pipelines.config import Config
@@ -17,7 +16,7 @@ from pipelines.etl import store
 from pipelines.etl.features import DAY, HOUR
 from pipelines.etl.plans import text_of
 from pipelines.etl.sources import quoted
-from pipelines.monitor.nights import NAMELESS
+from pipelines.monitor.nights import NAMELESS, Model
 from policies.baselines import LoggingPolicy
 from policies.earned import Moments, against
 from policies.rowset import CTR
@@ -135,37 +134,41 @@ def _moments(y: Any, d: Any) -> dict[str, Any]:
     return {"y": y, "d": d, "yy": y * y, "yd": y * d, "dd": d * d}
 
 
-def prediction(config: Config, model: Artifact | None) -> dict[str, Any]:
-    """What evaluation had said of the policy that scored: {policy, unit, confidence, estimates, left_out}.
+def prediction(config: Config, model: Model | None) -> dict[str, Any]:
+    """What evaluation had said of the policy that scored: {policy, confidence, estimates, left_out}.
 
-    Of the cloned logging policy, the log's own mean. `left_out` says why there is none.
+    By what the registry keeps beside the version, or else the run's newest evaluation where that judged this very
+    artifact. Of the cloned logging policy, the log's own mean. `left_out` says why there is none.
     """
     none: dict[str, Any] = {"policy": None, "estimates": {}, "confidence": config.evaluate.confidence}
-    path = config.run_dir / "steps" / "evaluate.json"
     if model is None:
         return {**none, "left_out": NAMELESS}
-    if not path.exists():
-        return {**none, "left_out": "there is no evaluation: steps/evaluate.json is missing"}
-    left = json.loads(path.read_text())
-    evaluation = left["evaluation"]
-    named = {fingerprint: name for name, fingerprint in left.get("judged", {}).items()}
-    name, estimator = named.get(model.fingerprint), config.gate.estimator
-    if name is None and model.lineage.get("learner") == BEHAVIOUR:
-        name, estimator = LoggingPolicy().name, "on_policy"
-    found = evaluation["policies"].get(name, {}).get("estimates", {}).get(estimator)
-    if found is None:
-        return {**none, "left_out": "the evaluation at hand is of other policies: the version that scored is older"}
-    if estimator in evaluation["policies"][name].get("withheld", {}):
-        return {**none, "left_out": f"evaluation withheld it: {evaluation['policies'][name]['withheld'][estimator]}"}
+    evaluation, name = _evaluated(config, model)
+    estimator = "on_policy" if name == LoggingPolicy().name else config.gate.estimator
+    found = evaluation.get("policies", {}).get(name, {})
+    if estimator not in found.get("estimates", {}):
+        return {**none, "left_out": "there is no evaluation of the version that scored"}
+    if estimator in found.get("withheld", {}):
+        return {**none, "left_out": f"evaluation withheld it: {found['withheld'][estimator]}"}
     if evaluation["per"] != config.evaluate.per:
         return {**none, "left_out": f"the evaluation is per {evaluation['per']}, evaluate.per is another by now"}
-    return {
-        "policy": name,
-        "estimator": estimator,
-        "confidence": evaluation["confidence"],
-        "estimates": found,
-        "left_out": None,
-    }
+    estimates, confidence = found["estimates"][estimator], evaluation["confidence"]
+    return {"policy": name, "confidence": confidence, "estimates": estimates, "left_out": None}
+
+
+def _evaluated(config: Config, model: Model) -> tuple[Mapping[str, Any], str | None]:
+    """The evaluation that speaks of a version, and what it calls it."""
+    learner = str(model.artifact.lineage.get("learner"))
+    if model.evaluation is not None:
+        return model.evaluation, learner
+    path = config.run_dir / "steps" / "evaluate.json"
+    if not path.exists():
+        return {}, None
+    left = json.loads(path.read_text())
+    named = {fingerprint: name for name, fingerprint in left.get("judged", {}).items()}
+    return left["evaluation"], named.get(
+        model.artifact.fingerprint, LoggingPolicy().name if learner == BEHAVIOUR else None
+    )
 
 
 def compared(found: Earned | None, predicted: Mapping[str, Any], config: Config, users_needed: int) -> dict[str, Any]:

@@ -83,7 +83,10 @@ def _rows(report: Mapping[str, Any], config: Config) -> Iterator[Measured]:
             "the newest decision that the model learned from is older than monitor.stale_days: train, or find why not"
         )
         yield _between("model_age_days", age, remedy, (None, config.monitor.stale_days))
-    if report["manifest"].get("stale"):
+    if report["manifest"].get("budget_met") is False:
+        why = report["manifest"].get("budget_reason") or "no reason is given"
+        yield _between("quota_missed", 1, f"the night's quota is not met: {why}", (None, 0))
+    if report["manifest"].get("stale") or report["manifest"].get("model_stale"):
         yield _between(
             "registry_unreachable", 1, "a cached champion scored: the registry did not answer; see the log", (None, 0)
         )
@@ -158,7 +161,12 @@ def _draws(report: Mapping[str, Any], config: Config) -> Iterator[Measured]:
 
 
 def _history(report: Mapping[str, Any], config: Config) -> Iterator[Measured]:
-    """Expected rates against those of earlier nights: median and robust spread, at the levels of [quality]."""
+    """Expected rates against those of earlier nights: median and robust spread, at the levels of [quality].
+
+    A frozen night holds everything on purpose.
+    """
+    if report["rows"]["by_rule"].get(FROZEN):
+        return
     for action, found in report["action_rate"].items():
         usual = found["history"]
         if action == HOLD or len(usual) < LEAST_NIGHTS or found["expected"] is None:

@@ -1,7 +1,7 @@
 """The nights of the scores table: which there are, by which version they were scored, and what was written beside."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -19,6 +19,8 @@ from pipelines.config import Config
 from pipelines.etl import store
 
 ALIASES = ("champion", "previous", "challenger")
+EVALUATION = Path("judged", "evaluation.json")
+"""Where a version's evaluation lies, beside the folder of its artifact."""
 NAMELESS = "no alias of the registry names the version that scored any more"
 """Why the model of a night is not at hand."""
 
@@ -93,19 +95,39 @@ class Nights:
 
 
 def manifest_of(config: Config, night: str) -> dict[str, Any]:
-    """What scoring wrote beside the night, or of the newest night its step; empty where neither is there."""
+    """What scoring wrote beside the night, or its step of the newest one, as `_flat`; empty where neither is."""
     for path in (config.run_dir / "scores" / "manifests" / f"{night}.json", config.run_dir / "steps" / "score.json"):
         if path.exists():
             found = dict(json.loads(path.read_text()))
             if found.get("night") == night:
-                return found
+                return _flat(found)
     return {}
 
 
-def artifact_of(versions: Registry, version: str) -> artifact.Artifact | None:
-    """The artifact of a registered version that one of ALIASES names; None where none does."""
+def _flat(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Its figures and words, those of a part as PART_NAME, without lists."""
+    parts = {key: part for key, part in manifest.items() if isinstance(part, Mapping)}
+    whole = {**manifest, **{f"{key}_{name}": each for key, part in parts.items() for name, each in part.items()}}
+    return {key: value for key, value in whole.items() if isinstance(value, (int, float, str, bool))}
+
+
+@dataclass(frozen=True)
+class Model:
+    """The version that scored a night."""
+
+    artifact: artifact.Artifact
+    evaluation: dict[str, Any] | None
+    """What it was promoted on, where the registry keeps that beside it."""
+
+
+def model_of(versions: Registry, version: str) -> Model | None:
+    """A registered version that one of ALIASES names; None where none does."""
     named = next((alias for alias in ALIASES if versions.alias(alias) == version), None)
-    return None if named is None else artifact.load(versions.load(named)[0])
+    if named is None:
+        return None
+    folder, _ = versions.load(named)
+    kept = folder.parent / EVALUATION
+    return Model(artifact.load(folder), json.loads(kept.read_text()) if kept.exists() else None)
 
 
 def earlier_reports(config: Config, nights: Sequence[str]) -> list[dict[str, Any]]:

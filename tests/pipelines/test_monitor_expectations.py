@@ -12,7 +12,7 @@ from pipelines.etl.quality.expect import Validator
 from pipelines.monitor import failures, judge_night
 from pipelines.monitor.expectations import demands
 from pipelines.monitor.page import render
-from tests.pipelines.nights import HOSTILE, ROWS, config_of, hostile_night, night, sums
+from tests.pipelines.monitored import HOSTILE, ROWS, config_of, hostile_night, night, sums
 from tests.pipelines.test_report import Tree, text_of
 
 Change = Callable[[dict[str, Any]], None]
@@ -70,6 +70,7 @@ def at(path: str, value: Any) -> Change:
         (at("rows/by_rule", {"missing_feature:x": ROWS}), {"fallback_share": "critical"}),
         (at("rows/by_rule", {"frozen": ROWS}), {"frozen_share": "warning"}),
         (at("manifest/candidates", ROWS + 1), {"scored_rows_missing": "critical"}),
+        (at("manifest/budget_met", False), {"quota_missed": "warning"}),
         (at("manifest/stale", True), {"registry_unreachable": "warning"}),
         (at("model/window", ["2025-01-01", "2025-12-01"]), {"model_age_days": "warning"}),
         (at("draws/scored/push/whole", sums(ROWS, 2500, 0.2)), {"rate_scored:push": "critical"}),
