@@ -49,7 +49,14 @@ class Source:
         """`kernel` over the batches of the raw table, or of some of its columns; the rows it makes."""
         schema = self.schema if names is None else pa.schema([self.schema.field(name) for name in names])
         if self.frame is not None:
-            return self.frame.select(*map(quoted, schema.names)).mapInArrow(kernel, from_arrow_schema(out))
+            names = schema.names
+
+            def named(batches: Batches) -> Batches:
+                return kernel(batch.rename_columns(names) for batch in batches)
+
+            # PySpark looks columns up once more, and would take a dot or a backtick in a name for its own.
+            picked = (F.col(quoted(name)).alias(f"c{place}") for place, name in enumerate(names))
+            return self.frame.select(*picked).mapInArrow(named, from_arrow_schema(out))
         tasks = files.packed(self.pieces, spark.sparkContext.defaultParallelism)
         columns = {column.column: column for column in self.columns}
 

@@ -101,7 +101,8 @@ def counted_there(rows: DataFrame, bins: Mapping[str, Bins]) -> dict[str, Intege
         columns = zip(*cells, strict=True)
         yield pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, PARTS, strict=True)], schema=PARTS)
 
-    picked = rows.select(*(F.col(quoted(STATE_PREFIX + name)) for name in names))
+    # PySpark looks columns up by name once more, whatever characters that has.
+    picked = rows.select(*(F.col(quoted(STATE_PREFIX + name)).alias(f"c{place}") for place, name in enumerate(names)))
     parts = picked.mapInArrow(count, from_arrow_schema(PARTS))
     counts = {name: np.zeros(each.count, np.int64) for name, each in bins.items()}
     for row in parts.groupBy("place", "bin").agg(F.sum("rows").alias("rows")).collect():

@@ -73,6 +73,28 @@ def failed(report: dict[str, Any], severity: str) -> set[str]:
     return {line.split()[0] for line in failures(report["expectations"], severity)}
 
 
+# The lake alone.
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (("2026-05-05", None, None), r"2026-05-05 was not scored \(newest nights: 2026-01-11,"),
+        (("11.1.2026", None, None), "the first night is '11.1.2026'; give a date"),
+        (("2026-01-11", "2026-01-11", None), "--night with --from or --to"),
+        ((None, "2026-01-12", "2026-01-11"), "lies after the last"),
+        ((None, None, "2026-01-11"), "without --from"),
+    ],
+)
+def test_a_night_that_is_not_there_is_named(config: Config, asked: tuple[str | None, ...], words: str) -> None:
+    with pytest.raises(InputError, match=words) as error:
+        jobs.monitor(config, *asked)
+    assert error.value.exit_code == 2
+
+
+# What monitoring it says.
+
+
 def test_a_night_that_goes_well_raises_no_alarm(reports: Reports) -> None:
     found = reports[WELL]
     assert failed(found, "warning") == failed(found, "critical") == set()
@@ -172,22 +194,6 @@ def test_settled_nights_are_left_alone(config: Config, reports: Reports) -> None
     assert nights_to_monitor(config, nights, lake.day_of(WELL), None, None) == [lake.day_of(WELL)]
     first, last = lake.day_of(BADLY), lake.day_of(SHIFTED)
     assert nights_to_monitor(config, nights, None, first, last) == [first, last]
-
-
-@pytest.mark.parametrize(
-    ("asked", "words"),
-    [
-        (("2026-05-05", None, None), r"2026-05-05 was not scored \(newest nights: 2026-01-11,"),
-        (("11.1.2026", None, None), "the first night is '11.1.2026'; give a date"),
-        (("2026-01-11", "2026-01-11", None), "--night with --from or --to"),
-        ((None, "2026-01-12", "2026-01-11"), "lies after the last"),
-        ((None, None, "2026-01-11"), "without --from"),
-    ],
-)
-def test_a_night_that_is_not_there_is_named(config: Config, asked: tuple[str | None, ...], words: str) -> None:
-    with pytest.raises(InputError, match=words) as error:
-        jobs.monitor(config, *asked)
-    assert error.value.exit_code == 2
 
 
 def test_without_scores_there_is_nothing_to_monitor(tmp_path: Path) -> None:
