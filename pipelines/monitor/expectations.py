@@ -184,6 +184,9 @@ def _history(report: Mapping[str, Any], config: Config) -> Iterator[Measured]:
 
 
 def _drift(report: Mapping[str, Any], config: Config) -> Iterator[Measured]:
+    why = report["drift"]["left_out"].get("values")
+    if why is not None and not report["rows"]["by_rule"].get(FROZEN):
+        yield _between("drift_unknown", 1, why, (None, 0))
     for kind, levels, remedy in (
         (
             "values",

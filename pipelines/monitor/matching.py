@@ -121,7 +121,8 @@ def logged_rows(spark: SparkSession, config: Config, span: Span) -> DataFrame:
     if name == "decision_id":
         found = found.withColumn(MATCH, F.col("row_id"))
     inside = F.col("at").between(span.first - early, span.last + late)
-    return found.where(inside & (F.col("logged") <= as_of(config)))
+    told = found.withColumn("logged", F.coalesce("logged", "at"))
+    return told.where(inside & (F.col("logged") <= as_of(config)))
 
 
 def _frame(spark: SparkSession, source: Source, names: list[str]) -> DataFrame:

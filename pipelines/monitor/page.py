@@ -146,7 +146,7 @@ def _drift(kind: str, drift: Mapping[str, Any]) -> View:
     ordered = sorted(found.items(), key=lambda pair: -pair[1]["psi"])
     return {
         "title": {"values": "Values of tonight’s rows", "features": "State features"}[kind],
-        "why": drift["left_out"].get(kind),
+        "why": drift["left_out"].get(kind, "").rstrip("."),
         "rows": [
             {
                 "name": name,
@@ -206,7 +206,7 @@ def _earned(found: Mapping[str, Any]) -> View:
             }
         )
     return {
-        "why": found["left_out"],
+        "why": (found["left_out"] or "").rstrip("."),
         "too_short": found.get("too_short"),
         "nights": len(found["nights"]),
         "rows": rows,

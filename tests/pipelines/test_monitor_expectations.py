@@ -85,6 +85,7 @@ def at(path: str, value: Any) -> Change:
         (at("drift/features/sends_7d/psi", 0.9), {"psi:sends_7d": "warning"}),
         (at("drift/values/value_push_clicks/psi", 0.3), {"psi:value_push_clicks": "warning"}),
         (at("drift/values/value_push_clicks/psi", 2.0), {"psi:value_push_clicks": "critical"}),
+        (at("drift/left_out", {"values": "no table"}), {"drift_unknown": "warning"}),
         (at("earned/metrics/clicks/difference/estimate", -0.3), {"earned_minus_predicted:clicks": "warning"}),
     ],
 )
