@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
@@ -49,6 +50,8 @@ STATE_FEATURES = (
     "candidate_missing",
 )
 """Features the ETL computes from the log itself; a config names those it wants."""
+
+MODEL_NAME = re.compile(r"[\w .-]+")
 
 
 class Section(BaseModel):
@@ -268,6 +271,17 @@ class MlflowConfig(Section):
     experiment: str = "tactful"
     model: str = "tactful"
     """Registered model name."""
+
+    @field_validator("model")
+    @classmethod
+    def searchable(cls, name: str) -> str:
+        """MLflow looks a model up by a text in a language of its own, where a quote in a name would end it."""
+        if not MODEL_NAME.fullmatch(name):
+            raise InputError(
+                f"mlflow.model is {name!r}; give it letters, digits, spaces, and the signs . - _ alone: MLflow's search "
+                "cannot quote others."
+            )
+        return name
 
 
 class SparkConfig(Section):

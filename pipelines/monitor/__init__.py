@@ -284,7 +284,7 @@ def judge_night(validator: Validator, config: Config, report: Report) -> Report:
 def failures(suite: Mapping[str, Any], severity: str) -> list[str]:
     """A line per failed expectation of a severity: what, found, expected, remedy."""
     return [
-        f"{one['column']} is {one['observed']}, expected {one['expected']}; {one['remedy']}."
+        f"{one['column']} is {one['observed']}, expected {one['expected']}; {one['remedy'].rstrip('.')}."
         for one in suite["expectations"]
         if not one["success"] and one["severity"] == severity
     ]
