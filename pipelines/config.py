@@ -278,8 +278,8 @@ class MlflowConfig(Section):
         """MLflow looks a model up by a text in a language of its own, where a quote in a name would end it."""
         if not MODEL_NAME.fullmatch(name):
             raise InputError(
-                f"mlflow.model is {name!r}; give it letters, digits, spaces, and the signs . - _ alone: MLflow's search "
-                "cannot quote others."
+                f"mlflow.model is {name!r}; give it letters, digits, spaces, and the signs . - _ alone: MLflow's "
+                "search cannot quote others."
             )
         return name
 
