@@ -1,7 +1,8 @@
 """Scored rows matched to logged decisions, on Spark: what became of each of both, and nothing lost.
 
-A logged decision answers a scored row where its `monitor.match` is the row's candidate_id and the user is the same. Of
-several that do, the first logged counts; then, of equal times, the first decided.
+A logged decision answers a scored row where its `monitor.match` is the row's candidate_id and the user is the same,
+unless it lies in the time of another night's row of which both are true. Of several answers one within the row's time
+comes first, then one after it; then the first logged; then, of equal times, the first decided.
 
 | fate of a scored row | is |
 |----------------------|----|
@@ -142,39 +143,81 @@ def log_end(log: DataFrame) -> int | None:
     return None if found is None or found["end"] is None else int(found["end"])
 
 
-def ranked(log: DataFrame) -> DataFrame:
-    """The log with `rank` among the rows of its match and user, and `repeats`: all it says is what the first says."""
-    alike = Window.partitionBy("user_id", MATCH).orderBy(
-        F.col("logged").asc_nulls_last(), *(F.col(name).asc_nulls_last() for name in ("at", "row_id", "label"))
+def answers(scores: DataFrame, log: DataFrame, others: DataFrame) -> DataFrame:
+    """The log with the row of `scores` that each decision answers, if any, as my_night, my_id, my_user.
+
+    An id may come back on another night: what lies outside the row's own time and inside that of a row of `others` with
+    the same id and user is `elsewhere`, and answers nothing here. Beside them stand `place`, 0 within the row's time, 1
+    after it, 2 before, null where nothing is answered.
+    """
+    theirs = _known(others).select(
+        F.col("candidate_id").alias("their_id"),
+        F.col("user_id").alias("their_user"),
+        F.col("begins").alias("from"),
+        F.col("ends").alias("until"),
+    )
+    inside = (F.col(MATCH) == F.col("their_id")) & (F.col("user_id") == F.col("their_user"))
+    inside &= F.col("at").between(F.col("from"), F.col("until"))
+    there, rest = log.join(theirs, inside, "left_semi"), log.join(theirs, inside, "left_anti")
+    told = there.withColumn("elsewhere", F.lit(True)).unionByName(rest.withColumn("elsewhere", F.lit(False)))
+    mine = _known(scores).select(
+        F.col("night").alias("my_night"),
+        F.col("candidate_id").alias("my_id"),
+        F.col("user_id").alias("my_user"),
+        F.col("begins").alias("from"),
+        F.col("ends").alias("until"),
+    )
+    here = (F.col(MATCH) == F.col("my_id")) & (F.col("user_id") == F.col("my_user"))
+    place = (
+        F.when(F.col("at").between(F.col("from"), F.col("until")), 0)
+        .when(F.col("elsewhere"), None)
+        .when(F.col("at") > F.col("until"), 1)
+        .when(F.col("my_id").isNotNull(), 2)
+    )
+    return told.join(mine, here, "left").withColumn("place", place).drop("from", "until")
+
+
+def _known(scores: DataFrame) -> DataFrame:
+    return scores.where("user_id is not null and candidate_id is not null and begins is not null")
+
+
+def ranked(answered: DataFrame) -> DataFrame:
+    """Those of `answers` that answer a row, with `rank` among its answers, and `repeats`: all it says is what the first
+    says."""
+    alike = Window.partitionBy("my_night", "my_id", "my_user").orderBy(
+        "place", *(F.col(name).asc_nulls_last() for name in ("logged", "at", "row_id", "label"))
     )
     told = ("row_id", "at", "label", "propensity")
     same = [F.col(name).eqNullSafe(F.first(name).over(alike)) for name in told]
-    return log.withColumns({"rank": F.row_number().over(alike), "repeats": same[0] & same[1] & same[2] & same[3]})
+    paired = answered.where("place is not null")
+    return paired.withColumns({"rank": F.row_number().over(alike), "repeats": same[0] & same[1] & same[2] & same[3]})
 
 
-def scored_fates(scores: DataFrame, log: DataFrame, end: int | None) -> DataFrame:
+def scored_fates(scores: DataFrame, log: DataFrame, firsts: DataFrame, end: int | None) -> DataFrame:
     """Each scored row with its `fate` and, where it was answered, the answer.
 
-    `log` as by `ranked`, `end` of it in us. Beside the columns of `scores`: answer_id (decision_id), answer (its
-    action), and `propensity_is` same, missing or differs, null but for matched rows with the scored action.
+    `firsts` as by `ranked`, `end` of the log in us. Beside the columns of `scores`: answer_id (decision_id), answer
+    (its action), and `propensity_is` same, missing or differs, null but for matched rows with the scored action.
     """
-    firsts = log.where("rank = 1").select(
-        F.col(MATCH).alias("their_match"),
-        F.col("user_id").alias("their_user"),
-        F.col("at").alias("answered"),
+    first = firsts.where("rank = 1").select(
+        "my_night",
+        "my_id",
+        "my_user",
+        "place",
         F.col("row_id").alias("answer_id"),
         F.col("label").alias("answer"),
         F.col("propensity").alias("answer_propensity"),
     )
-    ids = log.where(F.col(MATCH).isNotNull()).select(F.col(MATCH).alias("seen")).distinct()
-    theirs = (F.col("candidate_id") == F.col("their_match")) & (F.col("user_id") == F.col("their_user"))
-    joined = scores.join(firsts, theirs, "left").join(ids, F.col("candidate_id") == F.col("seen"), "left")
+    seen = log.groupBy(F.col(MATCH).alias("seen")).agg(F.min("user_id").alias("low"), F.max("user_id").alias("high"))
+    mine = (F.col("night") == F.col("my_night")) & (F.col("candidate_id") == F.col("my_id"))
+    mine &= F.col("user_id") == F.col("my_user")
+    joined = scores.join(first, mine, "left").join(seen, F.col("candidate_id") == F.col("seen"), "left")
     fate = (
-        F.when(F.col("user_id").isNull() | F.col("begins").isNull(), "unidentified")
-        .when(F.col("answered").between(F.col("begins"), F.col("ends")), "matched")
-        .when(F.col("answered") > F.col("ends"), "late")
-        .when(F.col("answered").isNotNull(), "early")
-        .when(F.col("seen").isNotNull(), "other_user")
+        F.when(F.col("user_id").isNull() | F.col("candidate_id").isNull() | F.col("begins").isNull(), "unidentified")
+        .when(F.col("place") == 0, "matched")
+        .when(F.col("place") == 1, "late")
+        .when(F.col("place") == 2, "early")
+        .when((F.col("low") != F.col("user_id")) | (F.col("high") != F.col("user_id")), "other_user")
         .when(F.lit(end is None) | (F.col("ends") > F.lit(end)), "open")
         .otherwise("never_logged")
     )
@@ -184,37 +227,31 @@ def scored_fates(scores: DataFrame, log: DataFrame, end: int | None) -> DataFram
         .when(F.abs(F.col("answer_propensity") - F.col("propensity")) > SAME, "differs")
         .otherwise("same")
     )
-    return joined.withColumn("fate", fate).withColumn("propensity_is", F.when(agrees, told)).drop("seen")
+    dropped = ("seen", "low", "high", "place", "my_night", "my_id", "my_user")
+    return joined.withColumn("fate", fate).withColumn("propensity_is", F.when(agrees, told)).drop(*dropped)
 
 
-def logged_fates(log: DataFrame, scores: DataFrame, others: DataFrame, span: Span) -> DataFrame:
-    """Rows of the log, as by `ranked`, that have to do with the night, with their `fate`.
+def logged_fates(answered: DataFrame, firsts: DataFrame, scores: DataFrame, others: DataFrame, span: Span) -> DataFrame:
+    """The `fate` of each logged row that has to do with the night of `scores`, which `span` is of.
 
-    `scores` of the night, `others` those of the nights around it.
+    `answered` as by `answers`, `firsts` as by `ranked`, `others` the nights around.
     """
-    rows = scores.where("user_id is not null and candidate_id is not null and begins is not null")
-    mine = rows.select(F.col("candidate_id").alias("my_id"), F.col("user_id").alias("my_user"))
-    ids = mine.select(F.col("my_id").alias("tonight")).distinct()
-    elsewhere = others.select(F.col("candidate_id").alias("another")).distinct()
-    here = (F.col(MATCH) == F.col("my_id")) & (F.col("user_id") == F.col("my_user"))
-    joined = (
-        log.join(mine, here, "left")
-        .join(ids, F.col(MATCH) == F.col("tonight"), "left")
-        .join(elsewhere, F.col(MATCH) == F.col("another"), "left")
+    answering = F.when(F.col("rank") == 1, "answers").when(F.col("repeats"), "duplicate").otherwise("decided_again")
+    tonight = _known(scores).select(F.col("candidate_id").alias("tonight")).distinct()
+    another = others.select(F.col("candidate_id").alias("another")).distinct()
+    rest = (
+        answered.where(F.col("place").isNull() & F.col("at").between(span.first, span.last))
+        .join(tonight, F.col(MATCH) == F.col("tonight"), "left")
+        .join(another, F.col(MATCH) == F.col("another"), "left")
     )
-    answers = F.col("my_id").isNotNull()
-    fate = (
-        F.when(answers & (F.col("rank") == 1), "answers")
-        .when(answers & F.col("repeats"), "duplicate")
-        .when(answers, "decided_again")
-        .when(F.col("user_id").isNull() | F.col(MATCH).isNull(), "unidentified")
+    other = (
+        F.when(F.col("user_id").isNull() | F.col(MATCH).isNull(), "unidentified")
+        .when(F.col("elsewhere"), "other_night")
         .when(F.col("tonight").isNotNull(), "other_user")
         .when(F.col("another").isNotNull(), "other_night")
         .otherwise("never_scored")
     )
-    return joined.where(answers | F.col("at").between(span.first, span.last)).select(
-        "user_id", "row_id", fate.alias("fate")
-    )
+    return firsts.select(answering.alias("fate")).unionByName(rest.select(other.alias("fate")))
 
 
 def counted(fates: DataFrame) -> list[Row]:

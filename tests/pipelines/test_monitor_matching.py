@@ -12,6 +12,7 @@ from pipelines.monitor.matching import (
     SAME,
     SCORED_FATES,
     Span,
+    answers,
     counted,
     drawn,
     logged_fates,
@@ -34,35 +35,43 @@ def frame(spark: SparkSession, rows: list[Row], schema: str) -> DataFrame:
     return spark.createDataFrame([tuple(row[name] for name in names) for row in rows], schema)
 
 
-def naive_ranked(log: list[Row]) -> list[Row]:
-    def order(row: Row) -> tuple[Any, ...]:
-        return tuple((row[name] is None, row[name] or 0 if name in ("logged", "at") else row[name] or "")
-                     for name in ("logged", "at", "row_id", "label"))  # fmt: skip
-
-    found, seen = [], {}
-    for row in sorted(log, key=order):
-        key = row["user_id"], row["match"]
-        first = seen.setdefault(key, row)
-        same = all(row[name] == first[name] for name in ("row_id", "at", "label", "propensity"))
-        rank = 1 + sum((each["user_id"], each["match"]) == key for each in found)
-        found.append({**row, "rank": rank, "repeats": same})
-    return found
+def is_in(row: Row, scored: Row) -> bool:
+    return (
+        scored["begins"] is not None
+        and None not in (row["user_id"], row["match"])
+        and (row["match"], row["user_id"]) == (scored["candidate_id"], scored["user_id"])
+        and scored["begins"] <= row["at"] <= scored["ends"]
+    )
 
 
-def naive_scored(row: Row, log: list[Row], end: int | None) -> tuple[str, str | None]:
+def answers_to(scored: Row, log: list[Row], others: list[Row]) -> list[tuple[int, Row]]:
+    """(0 within its time, 1 after it, 2 before; row), the answer first."""
+    if None in (scored["user_id"], scored["begins"]):
+        return []
+    found = []
+    for row in log:
+        if (row["match"], row["user_id"]) != (scored["candidate_id"], scored["user_id"]):
+            continue
+        if is_in(row, scored):
+            found.append((0, row))
+        elif not any(is_in(row, other) for other in others):
+            found.append((1 if row["at"] > scored["ends"] else 2, row))
+    return sorted(found, key=lambda each: (each[0], *(each[1][name] for name in ("logged", "at", "row_id", "label"))))
+
+
+def naive_scored(row: Row, log: list[Row], others: list[Row], end: int | None) -> tuple[str, str | None]:
     """(fate, propensity_is)."""
     if row["user_id"] is None or row["begins"] is None:
         return "unidentified", None
-    mine = [each for each in log if each["match"] == row["candidate_id"] and each["user_id"] == row["user_id"]]
+    mine = answers_to(row, log, others)
     if not mine:
-        if any(each["match"] == row["candidate_id"] for each in log):
+        theirs = {each["user_id"] for each in log if each["match"] == row["candidate_id"]} - {None, row["user_id"]}
+        if theirs:
             return "other_user", None
         return ("open" if end is None or row["ends"] > end else "never_logged"), None
-    answer = next(each for each in mine if each["rank"] == 1)
-    if answer["at"] > row["ends"]:
-        return "late", None
-    if answer["at"] < row["begins"]:
-        return "early", None
+    place, answer = mine[0]
+    if place:
+        return ("late" if place == 1 else "early"), None
     if answer["label"] != row["action"]:
         return "matched", None
     if answer["propensity"] is None:
@@ -70,18 +79,29 @@ def naive_scored(row: Row, log: list[Row], end: int | None) -> tuple[str, str | 
     return "matched", "same" if abs(answer["propensity"] - row["propensity"]) <= SAME else "differs"
 
 
-def naive_logged(row: Row, scores: list[Row], others: list[Row], span: Span) -> str | None:
-    known = [each for each in scores if None not in (each["user_id"], each["candidate_id"], each["begins"])]
-    mine = any(each["candidate_id"] == row["match"] and each["user_id"] == row["user_id"] for each in known)
-    if not mine and not span.first <= row["at"] <= span.last:
-        return None
-    if mine:
-        return "answers" if row["rank"] == 1 else "duplicate" if row["repeats"] else "decided_again"
-    if row["user_id"] is None or row["match"] is None:
-        return "unidentified"
-    if any(each["candidate_id"] == row["match"] for each in known):
-        return "other_user"
-    return "other_night" if any(each["candidate_id"] == row["match"] for each in others) else "never_scored"
+def naive_logged(log: list[Row], scores: list[Row], others: list[Row], span: Span) -> Counter[str]:
+    fates: Counter[str] = Counter()
+    paired = []
+    for scored in scores:
+        mine = [row for _, row in answers_to(scored, log, others)]
+        paired += [id(row) for row in mine]
+        for place, row in enumerate(mine):
+            same = all(row[name] == mine[0][name] for name in ("row_id", "at", "label", "propensity"))
+            fates["answers" if place == 0 else "duplicate" if same else "decided_again"] += 1
+    known = {each["candidate_id"] for each in scores if None not in (each["user_id"], each["begins"])}
+    for row in log:
+        if id(row) in paired or not span.first <= row["at"] <= span.last:
+            continue
+        if row["user_id"] is None or row["match"] is None:
+            fates["unidentified"] += 1
+        elif any(is_in(row, other) for other in others):
+            fates["other_night"] += 1
+        elif row["match"] in known:
+            fates["other_user"] += 1
+        else:
+            there = any(each["candidate_id"] == row["match"] for each in others)
+            fates["other_night" if there else "never_scored"] += 1
+    return fates
 
 
 def a_night(seed: int) -> tuple[list[Row], list[Row], list[Row]]:
@@ -101,6 +121,10 @@ def a_night(seed: int) -> tuple[list[Row], list[Row], list[Row]]:
         if rng.random() < 0.03:
             row["begins"] = row["ends"] = None
         (others if rng.random() < 0.2 else scores).append(row)
+        if rng.random() < 0.2 and row["begins"]:
+            # The same id and user the night before, whose time ends where this one begins.
+            times = {"begins": row["begins"] - 501, "ends": row["begins"] - 1}
+            (others if row in scores else scores).append({**row, **times, "night": "m"})
     for row in scores + others:
         for _ in range(rng.choices((0, 1, 2), (2, 7, 1))[0]):
             at = (row["begins"] or 1000) + rng.choice((0, 100, 500, 501, -1, 100, 200, 300))
@@ -127,11 +151,11 @@ def a_night(seed: int) -> tuple[list[Row], list[Row], list[Row]]:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_fates_agree_with_the_definitions_and_every_one_occurs(spark: SparkSession, seed: int) -> None:
     scores, others, log = a_night(seed)
-    end, naive = 1600, naive_ranked(log)
-    mine, theirs = ranked(frame(spark, log, LOG)), frame(spark, scores, SCORES)
-    found = {row["candidate_id"]: row for row in scored_fates(theirs, mine, end).collect()}
+    end, mine, theirs, rest = 1600, frame(spark, log, LOG), frame(spark, scores, SCORES), frame(spark, others, SCORES)
+    answered = answers(theirs, mine, rest)
+    found = {row["candidate_id"]: row for row in scored_fates(theirs, mine, ranked(answered), end).collect()}
     assert len(found) == len(scores)
-    wanted = {row["candidate_id"]: naive_scored(row, naive, end) for row in scores}
+    wanted = {row["candidate_id"]: naive_scored(row, log, others, end) for row in scores}
     assert {name: (row["fate"], row["propensity_is"]) for name, row in found.items()} == wanted
     assert {fate for fate, _ in wanted.values()} == set(SCORED_FATES)
 
@@ -139,17 +163,17 @@ def test_fates_agree_with_the_definitions_and_every_one_occurs(spark: SparkSessi
     assert span == Span(
         min(row["begins"] for row in scores if row["begins"]), max(row["ends"] for row in scores if row["ends"])
     )
-    fates = Counter(row["fate"] for row in logged_fates(mine, theirs, frame(spark, others, SCORES), span).collect())
-    expected = Counter(fate for row in naive if (fate := naive_logged(row, scores, others, span)) is not None)
-    assert fates == expected
+    fates = Counter(row["fate"] for row in logged_fates(answered, ranked(answered), theirs, rest, span).collect())
+    assert fates == naive_logged(log, scores, others, span)
     assert set(fates) == set(LOGGED_FATES)
 
 
 def test_counts_add_up_and_draws_are_those_of_the_rows(spark: SparkSession) -> None:
-    scores, _, log = a_night(3)
-    fates = scored_fates(frame(spark, scores, SCORES), ranked(frame(spark, log, LOG)), 1500).cache()
+    scores, others, log = a_night(3)
+    mine, theirs = frame(spark, log, LOG), frame(spark, scores, SCORES)
+    firsts = ranked(answers(theirs, mine, frame(spark, others, SCORES)))
+    fates = scored_fates(theirs, mine, firsts, 1500).cache()
     assert sum(row["count"] for row in counted(fates)) == len(scores)
-    naive = naive_ranked(log)
     sums = drawn(fates, ACTIONS)
     for place, action in enumerate(ACTIONS):
         rows = [row for row in scores if 0 < row["probabilities"][place] < 1]
@@ -161,11 +185,10 @@ def test_counts_add_up_and_draws_are_those_of_the_rows(spark: SparkSession) -> N
         assert sum(row["variance"] for row in mine) == pytest.approx(wanted)
         # 0.1, 0.2, 0.3, 0.5 and 0.8 begin their bins.
         assert {row["bin"] for row in mine} == {round(10 * row["probabilities"][place]) for row in rows}
-        matched = [row for row in rows if naive_scored(row, naive, 1500)[0] == "matched"]
-        answers = [next(each for each in naive if each["rank"] == 1 and each["match"] == row["candidate_id"]
-                        and each["user_id"] == row["user_id"]) for row in matched]  # fmt: skip
+        matched = [row for row in rows if naive_scored(row, log, others, 1500)[0] == "matched"]
+        done = [answers_to(row, log, others)[0][1]["label"] for row in matched]
         there = [row for row in mine if row["fate"] == "matched"]
-        assert sum(row["answered"] for row in there) == sum(each["label"] == action for each in answers)
+        assert sum(row["answered"] for row in there) == done.count(action)
     fates.unpersist()
 
 
@@ -173,5 +196,6 @@ def test_a_log_that_ends_before_the_night_leaves_every_row_open(spark: SparkSess
     scores, _, _ = a_night(4)
     known = [row for row in scores if row["user_id"] and row["begins"]]
     for end in (None, 900):
-        fates = scored_fates(frame(spark, known, SCORES), ranked(frame(spark, [], LOG)), end)
+        mine, theirs = frame(spark, [], LOG), frame(spark, known, SCORES)
+        fates = scored_fates(theirs, mine, ranked(answers(theirs, mine, theirs.limit(0))), end)
         assert {row["fate"] for row in fates.collect()} == {"open"}
