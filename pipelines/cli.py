@@ -198,6 +198,20 @@ def score(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def monitor(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    night: Annotated[str | None, typer.Option("--night", metavar="DAY", help="One night, YYYY-MM-DD.")] = None,
+    first: Annotated[str | None, typer.Option("--from", metavar="DAY", help="First night of several.")] = None,
+    last: Annotated[str | None, typer.Option("--to", metavar="DAY", help="Last night; by default --from.")] = None,
+) -> None:
+    """Hold what was scored against what was logged and earned; exit code 3 where something critical is wrong."""
+    from pipelines import jobs
+
+    jobs.monitor(_load(config, overrides), night=night, first=first, last=last)
+
+
+@app.command()
 def report(config: ConfigPath, overrides: Overrides = None) -> None:
     """Write report.html and summary.json from what the steps left in the run's folder."""
     from pipelines import jobs

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
@@ -49,6 +50,8 @@ STATE_FEATURES = (
     "candidate_missing",
 )
 """Features the ETL computes from the log itself; a config names those it wants."""
+
+MODEL_NAME = re.compile(r"[\w .-]+")
 
 
 class Section(BaseModel):
@@ -191,6 +194,66 @@ class Score(Section):
     """A scored row is good for this long after its decide_at."""
 
 
+Levels = tuple[float, float]
+"""A share of rows above which there is a warning, and one above which the night is critical."""
+
+
+class Monitor(Section):
+    """When what was scored, logged and earned is an alarm; see docs/monitor.md."""
+
+    match: str = "decision_id"
+    """The column of the log that holds the candidate_id a decision answers."""
+    window_nights: int = Field(28, ge=1)
+    """Nights up to the monitored one whose earnings and action rates are looked at: four whole weeks."""
+    min_days: float = Field(7, ge=0)
+    """Days that earnings must span to be held against the prediction: a weekday and a weekend earn differently."""
+    false_alarm: float = Field(0.001, gt=0, lt=0.5)
+    """Chance that a family of tests warns on a night on which nothing is wrong: once in three years."""
+    critical_alarm: float = Field(1e-6, gt=0, lt=0.5)
+    """The same where somebody is woken."""
+    rate_margin: float = Field(0.02, ge=0)
+    """Share of an expected rate by which the realised one may differ whatever the noise: of millions all is
+    significant."""
+    psi: Levels = (0.1, 0.25)
+    """Population stability index beyond noise: the usual marks of a moderate and of a large shift."""
+    psi_values: Levels = (0.25, 1.0)
+    """The same of the model's values, which move with whatever the policy's own sends move in the state; where an input
+    is broken they move further."""
+    reference_rows: int = Field(200_000, ge=1)
+    """Training rows that drift is measured against, in whole buckets of users: deciles of as many are exact to 0.1
+    point."""
+    unlogged: Levels = (0.02, 0.2)
+    """Of scored rows that could have been: never logged, or logged outside their validity or under another user."""
+    otherwise: Levels = (0.001, 0.02)
+    """Of matched rows: another action than the scored one."""
+    repeated: Levels = (0.001, 0.01)
+    """Of matched rows: decided again. Users see those."""
+    propensity: Levels = (0.001, 0.02)
+    """Of matched rows: the logged propensity is missing or not the scored one. Evaluation rests on it."""
+    unscored: Levels = (0.05, 1.0)
+    """Of logged decisions in the night's time: no night scored them. An experiment's control arm is among them."""
+    fallback: Levels = (0.02, 0.5)
+    """Of scored rows: the model could not judge them."""
+    stale_days: float = Field(45, gt=0)
+    """Days since the newest decision that the model learned from: a monthly training that failed once."""
+
+    @model_validator(mode="after")
+    def ordered(self) -> Self:
+        for name in ("psi", "psi_values", "unlogged", "otherwise", "repeated", "propensity", "unscored", "fallback"):
+            warning, critical = getattr(self, name)
+            if not 0 <= warning <= critical:
+                raise InputError(
+                    f"monitor.{name} is [{warning:g}, {critical:g}]; two shares are needed, the warning first and none "
+                    "below 0."
+                )
+        if self.critical_alarm > self.false_alarm:
+            raise InputError(
+                f"monitor.critical_alarm is {self.critical_alarm:g}, above monitor.false_alarm {self.false_alarm:g}; "
+                "what wakes somebody must be rarer than a warning."
+            )
+        return self
+
+
 class Retention(Section):
     """What `tactful vacuum` keeps of every table."""
 
@@ -208,6 +271,17 @@ class MlflowConfig(Section):
     experiment: str = "tactful"
     model: str = "tactful"
     """Registered model name."""
+
+    @field_validator("model")
+    @classmethod
+    def searchable(cls, name: str) -> str:
+        """MLflow looks a model up by a text in a language of its own, where a quote in a name would end it."""
+        if not MODEL_NAME.fullmatch(name):
+            raise InputError(
+                f"mlflow.model is {name!r}; give it letters, digits, spaces, and the signs . - _ alone: MLflow's "
+                "search cannot quote others."
+            )
+        return name
 
 
 class SparkConfig(Section):
@@ -245,6 +319,7 @@ class Config(Section):
     gate: GateConfig = GateConfig()
     abtest: AbtestConfig | None = None
     score: Score = Score()
+    monitor: Monitor = Monitor()
     retention: Retention = Retention()
     mlflow: MlflowConfig = MlflowConfig()
     spark: SparkConfig = SparkConfig()

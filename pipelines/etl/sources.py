@@ -49,7 +49,14 @@ class Source:
         """`kernel` over the batches of the raw table, or of some of its columns; the rows it makes."""
         schema = self.schema if names is None else pa.schema([self.schema.field(name) for name in names])
         if self.frame is not None:
-            return self.frame.select(*(f"`{name}`" for name in schema.names)).mapInArrow(kernel, from_arrow_schema(out))
+            names = schema.names
+
+            def named(batches: Batches) -> Batches:
+                return kernel(batch.rename_columns(names) for batch in batches)
+
+            # PySpark looks columns up once more, and would take a dot or a backtick in a name for its own.
+            picked = (F.col(quoted(name)).alias(f"c{place}") for place, name in enumerate(names))
+            return self.frame.select(*picked).mapInArrow(named, from_arrow_schema(out))
         tasks = files.packed(self.pieces, spark.sparkContext.defaultParallelism)
         columns = {column.column: column for column in self.columns}
 
@@ -59,6 +66,11 @@ class Source:
                     yield from kernel(files.batches(tasks[task], columns, schema))
 
         return spark.range(0, len(tasks), 1, max(len(tasks), 1)).mapInArrow(read, from_arrow_schema(out))
+
+
+def quoted(name: str) -> str:
+    """A column's name for Spark, whatever characters it has: never an expression."""
+    return "`" + name.replace("`", "``") + "`"
 
 
 def open_sources(spark: SparkSession, config: Config, codes: Iterator[int] | range, days: Days | None) -> list[Source]:
@@ -212,7 +224,7 @@ def _source(key: str, dataset: Dataset, column: Wanted, raw: DataFrame) -> Colum
     expression = dataset.columns.get(column.name)
     if expression is None:
         if column.name in raw.columns:
-            return F.col(f"`{column.name}`")
+            return F.col(quoted(column.name))
         if column.required:
             raise InputError(
                 f"{key}: no column {column.name!r} in {dataset.path}; map it in {key}.columns"

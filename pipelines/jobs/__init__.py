@@ -13,6 +13,7 @@ Each step reads what the steps before it left in the run's folder and leaves its
 | promote  | steps/evaluate.json, policies/| registry versions and aliases, steps/promote.json |
 | score    | raw datasets, the registry    | scores/, steps/score.json |
 | report   | steps/*.json                  | report.html, summary.json |
+| monitor  | scores/, decisions, transitions/, the registry, steps/evaluate.json | monitor/NIGHT/, steps/monitor.json |
 
 Beside the road: sweep leaves sweep/NAME/, MLflow runs and steps/sweep.json, which pick reads; abtest plan and abtest
 read leave steps/abtest_plan.json and steps/abtest.json; `promote --version` and rollback leave entries in the
@@ -27,7 +28,7 @@ from pipelines.jobs.acting import promote, promote_version, rollback, score
 from pipelines.jobs.data import etl, forget, propensity, quality, simulate, vacuum
 from pipelines.jobs.judging import evaluate, explain
 from pipelines.jobs.learning import pick, sweep, train, train_by_spark
-from pipelines.jobs.reporting import abtest_plan, abtest_read, report
+from pipelines.jobs.reporting import abtest_plan, abtest_read, monitor, report
 from pipelines.jobs.steps import session
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "evaluate",
     "explain",
     "forget",
+    "monitor",
     "pick",
     "promote",
     "promote_version",

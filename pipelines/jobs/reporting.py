@@ -5,11 +5,18 @@ from datetime import UTC, datetime
 from importlib.metadata import version as package_version
 from typing import Any
 
+from models.errors import QualityError
 from pipelines import abtest_tables, abtesting
+from pipelines import monitor as monitoring
 from pipelines import summary as summaries
 from pipelines.config import Config
-from pipelines.jobs.steps import console, left_by, step, step_path, write_json
+from pipelines.etl.quality.expect import Validator
+from pipelines.etl.quality.suites import CRITICAL, WARNING
+from pipelines.jobs.steps import console, left_by, registry_of, session, step, step_path, write_json
+from pipelines.monitor.nights import Nights
 from pipelines.report import write_report
+
+SEVERITIES = (WARNING, CRITICAL)
 
 
 def report(config: Config) -> dict[str, Any]:
@@ -82,6 +89,32 @@ def _with_learning(
             "champion": left["promote"]["registry"]["champion"],
         },
     }
+
+
+def monitor(
+    config: Config, night: str | None = None, first: str | None = None, last: str | None = None
+) -> dict[str, Any]:
+    """Say of each night what was scored, logged and earned, and hold it to its expectations; returns their results.
+
+    By default the newest night and those before it that are not settled. Raises InputError where there is no such
+    night, QualityError, after everything is written, where a critical expectation failed.
+    """
+    nights = Nights.of(config)
+    asked = monitoring.nights_to_monitor(config, nights, night, first, last)
+    critical = []
+    with step(config, "monitor") as result, session(config) as spark:
+        validator, versions = Validator(), registry_of(config)
+        for each in asked:
+            report = monitoring.monitor_night(spark, config, nights, each, versions)
+            report["expectations"] = monitoring.judge_night(validator, config, report)
+            folder = monitoring.write_night(config, report)
+            found = {severity: monitoring.failures(report["expectations"], severity) for severity in SEVERITIES}
+            result[each] = {"settled": report["settled"], **found}
+            critical += [f"{each}: {line}" for line in found[CRITICAL]]
+            console.print(monitoring.in_words(report, folder), markup=False, highlight=False, soft_wrap=True)
+    if critical:
+        raise QualityError("\n".join(critical))
+    return result
 
 
 def abtest_plan(config: Config) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def render(summary: Mapping[str, Any]) -> str:
         "calibration": evidence.propensities(reading),
         "training": _training(training),
         "flows": _flows(summary.get("rows") or {}),
-        "quality": [_suite(suite) for suite in summary.get("quality") or []],
+        "quality": [suite_view(suite) for suite in summary.get("quality") or []],
         "scoring": _scoring(summary.get("scoring")),
         "lineage": _lineage(summary.get("lineage") or {}),
         "packages": sorted(((summary.get("lineage") or {}).get("packages") or {}).items()),
@@ -111,7 +111,7 @@ def render(summary: Mapping[str, Any]) -> str:
     }
     page["untrusted"] = any(not entry.trusted for entry in reading.policies)
     page["has_truth"] = any(row["true"] for group in page["metrics"] for row in group["rows"])
-    return _environment().get_template("report.html.j2").render(**page)
+    return environment().get_template("report.html.j2").render(**page)
 
 
 def write_report(summary: Mapping[str, Any], path: Path) -> None:
@@ -123,7 +123,8 @@ def write_report(summary: Mapping[str, Any], path: Path) -> None:
     unfinished.replace(path)
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Templates of this folder; what is put into them is escaped."""
     return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -207,21 +208,21 @@ def _flows(rows: Mapping[str, Any]) -> list[View]:
                 Part("exact duplicates", found.get("exact_duplicates") or 0, "neutral"),
                 Part("quarantined", found.get("quarantined") or 0, "bad"),
             ]
-            views.append(_flow(f"{words(name)} read", found.get("read"), parts, found))
+            views.append(flow_view(f"{words(name)} read", found.get("read"), parts, found))
     decisions = rows.get("decisions") or {}
     if decisions.get("mature") is not None:
         parts = [
             Part("mature", decisions["mature"], "good"),
             Part("immature, waiting", decisions.get("immature") or 0, "neutral"),
         ]
-        views.append(_flow("Decisions kept", decisions.get("kept"), parts, {}))
+        views.append(flow_view("Decisions kept", decisions.get("kept"), parts, {}))
     transitions = rows.get("transitions") or {}
     if transitions.get("usable") is not None:
         parts = [
             Part("usable", transitions["usable"], "good"),
             Part("unusable", transitions.get("unusable") or 0, "bad"),
         ]
-        view = _flow("Transitions", transitions["usable"] + (transitions.get("unusable") or 0), parts, {})
+        view = flow_view("Transitions", transitions["usable"] + (transitions.get("unusable") or 0), parts, {})
         marks = [
             (words(key), plain(transitions[key]))
             for key in ("silent", "warm_up", "truncated", "terminal")
@@ -231,7 +232,8 @@ def _flows(rows: Mapping[str, Any]) -> list[View]:
     return views
 
 
-def _flow(name: str, whole: object, parts: Sequence[Part], found: Mapping[str, Any]) -> View:
+def flow_view(name: str, whole: object, parts: Sequence[Part], found: Mapping[str, Any]) -> View:
+    """A whole and its parts as one bar, and whether they add up."""
     total = known(whole)
     missing = None if total is None else total - sum(part.count for part in parts)
     share = [
@@ -271,7 +273,8 @@ def _descending(counts: object) -> list[tuple[str, Any]]:
     return sorted(counts.items(), key=lambda pair: -(known(pair[1]) or 0)) if isinstance(counts, Mapping) else []
 
 
-def _suite(suite: Mapping[str, Any]) -> View:
+def suite_view(suite: Mapping[str, Any]) -> View:
+    """The results of a suite of expectations, failed ones first."""
     results = [
         {
             "expectation": words(str(found.get("expectation") or "").removeprefix("expect_")),

@@ -13,7 +13,11 @@ from typing import Any
 
 import pytest
 
+from pipelines.etl.quality.expect import Validator
+from pipelines.monitor import judge_night
+from pipelines.monitor.page import write_page
 from pipelines.report import write_report
+from tests.pipelines.monitored import HOSTILE, config_of, hostile_night, night
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SUMMARIES = Path(__file__).parent / "summaries"
@@ -213,6 +217,50 @@ def test_long_names_and_large_figures_stay_inside(page: Page, tmp_path: Path, wi
     page.evaluate(UNFOLD)
 
     assert json.loads(page.evaluate(CUT_OFF)) == {"wide": 0, "outside": [], "collisions": [], "clipped": []}
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_of_a_night_opens_offline_with_nothing_missing(page: Page, tmp_path: Path, width: int) -> None:
+    path, report = tmp_path / "monitor.html", night()
+    report["agreement"] |= {"otherwise": 500, "pairs": [{"scored": "push", "logged": "hold", "rows": 500}]}
+    report["expectations"] = judge_night(Validator(), config_of(tmp_path), report)
+    write_page(report, path)
+
+    page.open(path, width)
+    page.evaluate(UNFOLD)
+
+    assert page.complaints == []
+    assert [url for url in page.requests if not url.startswith("data:")] == [path.as_uri()]
+    assert page.evaluate("getComputedStyle(document.querySelector('.verdict')).display") == "grid", "styles apply"
+    assert json.loads(page.evaluate(CUT_OFF)) == {"wide": 0, "outside": [], "collisions": [], "clipped": []}
+
+
+def test_markup_from_a_log_cannot_run(page: Page, tmp_path: Path) -> None:
+    """Names that a log or a configuration chooses, in the page of a night and in the rollout report."""
+    monitored, rollout, report = tmp_path / "monitor.html", tmp_path / "report.html", hostile_night()
+    report["expectations"] = judge_night(Validator(), config_of(tmp_path, actions=["hold", "badge", HOSTILE]), report)
+    write_page(report, monitored)
+    summary = json.loads((SUMMARIES / "week.json").read_text())
+    quoted = json.dumps(HOSTILE)[1:-1]
+    renamed = json.dumps(summary).replace('"visits"', f'"{quoted}"').replace('"always"', f'"{quoted} always"')
+    write_report({**json.loads(renamed), "name": HOSTILE, "lineage": {HOSTILE: HOSTILE}}, rollout)
+
+    for path in (monitored, rollout):
+        page.open(path, 1280)
+        page.evaluate(UNFOLD)
+        assert page.complaints == []
+        assert page.evaluate("document.title") != "run"
+        assert page.evaluate("document.querySelectorAll('script, img, [onerror]').length") == 0
+        assert page.evaluate("document.body.innerText.includes('<script>')"), "it is shown as text"
+
+
+def test_markup_that_is_not_escaped_would_be_seen(page: Page, tmp_path: Path) -> None:
+    path = tmp_path / "open.html"
+    path.write_text(f"<!doctype html><title>x</title>{HOSTILE}")
+
+    page.open(path, 390)
+
+    assert page.evaluate("document.title") == "run"
 
 
 def test_a_load_from_elsewhere_would_be_seen(page: Page, tmp_path: Path) -> None:
