@@ -14,9 +14,9 @@ Each step reads what the steps before it left in the run's folder and leaves its
 | score    | raw datasets, the registry    | scores/, steps/score.json |
 | report   | steps/*.json                  | report.html, summary.json |
 
-Beside the road: sweep leaves sweep/NAME/, MLflow runs and steps/sweep.json, which pick reads; abtest plan and abtest
-read leave steps/abtest_plan.json and steps/abtest.json; vacuum removes files of the tables, forget erases users from
-them and leaves forgotten.json.
+Beside the road: ready looks whether raw days have arrived and leaves nothing; sweep leaves sweep/NAME/, MLflow runs and
+steps/sweep.json, which pick reads; abtest plan and abtest read leave steps/abtest_plan.json and steps/abtest.json;
+vacuum removes files of the tables, forget erases users from them and leaves forgotten.json.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 from models import table
 from pipelines.config import Config
 from pipelines.jobs.acting import promote, score
-from pipelines.jobs.data import etl, forget, propensity, quality, simulate, vacuum
+from pipelines.jobs.data import etl, forget, propensity, quality, ready, simulate, vacuum
 from pipelines.jobs.judging import evaluate, explain
 from pipelines.jobs.learning import pick, sweep, train, train_by_spark
 from pipelines.jobs.reporting import abtest_plan, abtest_read, report
@@ -41,6 +41,7 @@ __all__ = [
     "promote",
     "propensity",
     "quality",
+    "ready",
     "report",
     "run",
     "score",
