@@ -48,7 +48,7 @@ def run_late(context: Any) -> None:
             dag=run["dag_id"],
             run=run["dag_run_id"],
             queued=run["queued_at"],
-            deadline=context["deadline"]["deadline_time"],
+            deadline=str(context["deadline"]["deadline_time"]),
         )
 
 
@@ -70,7 +70,7 @@ def deadline(dag_id: str, interval: timedelta, callback: Callable[..., None]) ->
 
 def tell(alert: str, **facts: Any) -> None:
     """One line of JSON in the log, and to the command where there is one; never raises."""
-    line = json.dumps({"alert": alert, **facts}, default=str)
+    line = json.dumps({"alert": alert, **facts})
     logger.error("%s", line)
     command = os.environ.get("TACTFUL_ALERT")
     if not command:

@@ -18,6 +18,9 @@ from pipelines.etl.window import EVER, day_number, days_until
 from pipelines.jobs.steps import console, registry_of, session, step, step_path
 from pipelines.simulate import run_simulate
 
+SHOWN = 10
+"""Of what is waited for, so many are named."""
+
 
 def simulate(config: Config) -> dict[str, Any]:
     """Write the simulated world's raw log to the paths of `data`."""
@@ -58,7 +61,8 @@ def ready(config: Config, last: str, first: str | None = None, marker: str = "")
     """
     days = _days(config, False, first, last)
     if lacking := waited_for(config, days or (EVER, EVER), marker):
-        raise TransientError("\n".join(lacking))
+        more = [f"and {len(lacking) - SHOWN} more"] if len(lacking) > SHOWN else []
+        raise TransientError("\n".join([*lacking[:SHOWN], *more]))
     console.print(f"ready: what arrived until {last} lies in the lake", highlight=False)
 
 
