@@ -2,8 +2,7 @@
 
 Runs when `transitions_daily` has taken a day in, not by the clock: by the clock it would decide on data that did not
 pass or did not come. Where that happens no run begins, last night's decisions end by their own `valid_until`, and the
-deadline of `transitions_daily` tells a person. Days made anew by a backfill are no reason to decide again: `tonight`
-skips such a run.
+deadline of `transitions_daily` tells a person. Days made anew by a backfill are not announced.
 
 `score` believes what was logged up to the run's own time, so that a retry or a cleared task decides as the first try
 would have. `monitor` failed with exit code 3 means: what was scored and what was logged and earned do not fit, see its
@@ -18,11 +17,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import DAG, Param, task
+from airflow.sdk import DAG, Param
 
 # Airflow puts only the bundle's root there, which may lie above this folder.
 sys.path.append(str(Path(__file__).parent))
-from tactful_alerts import BACKFILL, deadline, run_late, task_failed
+from tactful_alerts import deadline, run_late, task_failed
 from tactful_operator import CHAMPION, CONFIG, SCORES, TRANSITIONS, TactfulOperator
 
 AS_OF = '"{{ params.as_of or dag_run.run_after.strftime("%Y-%m-%dT%H:%M:%S") }}"'
@@ -61,15 +60,6 @@ with DAG(
         ),
     },
 ):
-
-    @task.short_circuit(
-        doc_md="Skips the rest of a run that only a backfill began.", execution_timeout=timedelta(minutes=10)
-    )
-    def tonight(triggering_asset_events: Any = None) -> bool:
-        """Whether a day was taken in for tonight, or a person asked."""
-        runs = [event.source_run_id for events in (triggering_asset_events or {}).values() for event in events]
-        return not runs or any(not (run or "").startswith(f"{BACKFILL}__") for run in runs)
-
     score = TactfulOperator(
         task_id="score",
         step="score",
@@ -86,4 +76,4 @@ with DAG(
         execution_timeout=timedelta(hours=2),
         doc_md="`monitor/NIGHT/monitor.html`. Failed with exit code 3: somebody should look, and perhaps freeze.",
     )
-    tonight() >> score >> monitor
+    score >> monitor

@@ -37,7 +37,7 @@ RETRIED = frozenset({1, TRANSIENT})
 NOT_PROMOTED = frozenset({4, 5})
 
 TRANSITIONS = Asset(name="tactful_transitions", uri="tactful://transitions")
-"""The transitions table; changed by every `etl` that succeeded."""
+"""The transitions table; changed when a day was taken in, and not when a backfill made one anew."""
 CHAMPION = Asset(name="tactful_champion", uri="tactful://champion")
 """The registry's champion; changed by every `promote` that promoted."""
 SCORES = Asset(name="tactful_scores", uri="tactful://scores")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 240
+PATIENCE = 900
 """Seconds to wait for anything; other work may keep the machine busy."""
 
 
@@ -97,10 +97,10 @@ class Parts:
 @contextmanager
 def parts(program: Path, env: dict[str, str], home: Path) -> Iterator[Parts]:
     """An Airflow none of whose parts runs yet; all that were started are ended with it."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port, *for_logs = free_ports(3)
     env = env | {
+        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(for_logs[0]),
+        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(for_logs[1]),
         "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__API__PORT": str(port),
         "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
@@ -117,6 +117,15 @@ def parts(program: Path, env: dict[str, str], home: Path) -> Iterator[Parts]:
     (home / "parts").mkdir()
     with ExitStack() as stack:
         yield Parts(program, home, env, Api(port, home / "parts"), stack)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine on which nobody listens."""
+    with ExitStack() as stack:
+        found = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in found:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in found]
 
 
 def well(health: dict[str, dict]) -> set[str]:

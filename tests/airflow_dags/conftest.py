@@ -132,7 +132,9 @@ class Airflow:
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         }
 
-    def run(self, *words: object, stdin: str = "", timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *words: object, stdin: str = "", timeout: float = 300, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         """`airflow WORDS` or `python WORDS`, in Airflow's environment."""
         program, *rest = words
         try:

@@ -35,45 +35,50 @@ class Case:
 
 
 ORDER = {
-    "transitions_daily": "lake_ready etl",
+    "transitions_daily": "lake_ready etl announce",
     "policy_weekly": "train evaluate promote report",
-    "scoring_nightly": "tonight score monitor",
+    "scoring_nightly": "score monitor",
 }
 WEEK = ORDER["policy_weekly"]
 DAY, NIGHT = "ready etl", "score monitor"
 CASES = {
-    "all well, daily": Case("transitions_daily", {}, DAY, "success success", "success"),
+    "all well, daily": Case("transitions_daily", {}, DAY, "success success success", "success"),
     "all well, weekly": Case("policy_weekly", {}, WEEK, "success success success success", "success"),
-    "all well, nightly": Case("scoring_nightly", {}, NIGHT, "success success success", "success"),
+    "all well, nightly": Case("scoring_nightly", {}, NIGHT, "success success", "success"),
     "unexpected, then well": Case(
-        "transitions_daily", {"etl": [1, 1]}, "ready etl etl etl", "success success", "success"
+        "transitions_daily", {"etl": [1, 1]}, "ready etl etl etl", "success success success", "success"
     ),
     "transient, then well": Case(
-        "scoring_nightly", {"score": [75] * 3}, "score score score score monitor", "success success success", "success"
+        "scoring_nightly", {"score": [75] * 3}, "score score score score monitor", "success success", "success"
     ),
     "transient once too often": Case(
-        "transitions_daily", {"etl": [75] * 9}, "ready etl etl etl etl", "success failed", "failed"
+        "transitions_daily", {"etl": [75] * 9}, "ready etl etl etl etl", "success failed upstream_failed", "failed"
     ),
-    "killed, then well": Case("transitions_daily", {"etl": ["killed"]}, "ready etl etl", "success success", "success"),
-    "input": Case("transitions_daily", {"etl": [2]}, DAY, "success failed", "failed"),
-    "quality": Case("transitions_daily", {"etl": [3]}, DAY, "success failed", "failed"),
-    "a code it does not know": Case("transitions_daily", {"etl": [9]}, DAY, "success failed", "failed"),
+    "killed, then well": Case(
+        "transitions_daily", {"etl": ["killed"]}, "ready etl etl", "success success success", "success"
+    ),
+    "input": Case("transitions_daily", {"etl": [2]}, DAY, "success failed upstream_failed", "failed"),
+    "quality": Case("transitions_daily", {"etl": [3]}, DAY, "success failed upstream_failed", "failed"),
+    "a code it does not know": Case("transitions_daily", {"etl": [9]}, DAY, "success failed upstream_failed", "failed"),
     "not there yet, more often than is tried": Case(
-        "transitions_daily", {"ready": [75] * 6}, f"{'ready ' * 6}{DAY}", "success success", "success"
+        "transitions_daily", {"ready": [75] * 6}, f"{'ready ' * 6}{DAY}", "success success success", "success"
     ),
     "it never comes": Case(
-        "transitions_daily", {"ready": [75] * 9}, "ready", "failed upstream_failed", "failed", {"patience": 0}
+        "transitions_daily",
+        {"ready": [75] * 9},
+        "ready",
+        "failed upstream_failed upstream_failed",
+        "failed",
+        {"patience": 0},
     ),
     "a configuration that no day can change": Case(
-        "transitions_daily", {"ready": [2]}, "ready", "failed upstream_failed", "failed"
+        "transitions_daily", {"ready": [2]}, "ready", "failed upstream_failed upstream_failed", "failed"
     ),
     "looking breaks, then well": Case(
-        "transitions_daily", {"ready": [1, "killed"]}, f"ready ready {DAY}", "success success", "success"
+        "transitions_daily", {"ready": [1, "killed"]}, f"ready ready {DAY}", "success success success", "success"
     ),
-    "what was decided does not fit": Case(
-        "scoring_nightly", {"monitor": [3]}, NIGHT, "success success failed", "failed"
-    ),
-    "nobody to decide": Case("scoring_nightly", {"score": [2]}, "score", "success failed upstream_failed", "failed"),
+    "what was decided does not fit": Case("scoring_nightly", {"monitor": [3]}, NIGHT, "success failed", "failed"),
+    "nobody to decide": Case("scoring_nightly", {"score": [2]}, "score", "failed upstream_failed", "failed"),
     "4 is no verdict elsewhere": Case(
         "policy_weekly", {"train": [4]}, "train", "failed upstream_failed upstream_failed upstream_failed", "failed"
     ),
@@ -86,19 +91,29 @@ CASES = {
         "policy_weekly", {"promote": [2]}, "train evaluate promote", "success success failed upstream_failed", "failed"
     ),
     "out of time": Case(
-        "transitions_daily", {"etl": ["slow"]}, "ready etl etl", "success success", "success", {"timeout": 5}
+        "transitions_daily", {"etl": ["slow"]}, "ready etl etl", "success success success", "success", {"timeout": 5}
     ),
     "no such command": Case(
-        "transitions_daily", {}, "", "failed upstream_failed", "failed", {"env": {"TACTFUL": "no-such-command"}}
+        "transitions_daily",
+        {},
+        "",
+        "failed upstream_failed upstream_failed",
+        "failed",
+        {"env": {"TACTFUL": "no-such-command"}},
     ),
     "no such folder": Case(
-        "transitions_daily", {}, "", "failed upstream_failed", "failed", {"env": {"TACTFUL_HOME": "no/such/folder"}}
+        "transitions_daily",
+        {},
+        "",
+        "failed upstream_failed upstream_failed",
+        "failed",
+        {"env": {"TACTFUL_HOME": "no/such/folder"}},
     ),
     "a day with its own": Case(
         "transitions_daily",
         {},
         DAY,
-        "success success",
+        "success success success",
         "success",
         {
             "env": {"TACTFUL_HOME": "/"},
@@ -109,7 +124,7 @@ CASES = {
         "scoring_nightly",
         {},
         NIGHT,
-        "success success success",
+        "success success",
         "success",
         {"conf": {"config": "other.toml", "as_of": "2026-01-20T04:00:00"}},
     ),
@@ -117,7 +132,7 @@ CASES = {
         "transitions_daily",
         {"etl": [2]},
         DAY,
-        "success failed",
+        "success failed upstream_failed",
         "failed",
         {"env": {"TACTFUL_ALERT": "no-such-alarm --token sesame"}},
     ),

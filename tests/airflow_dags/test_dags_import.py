@@ -10,8 +10,8 @@ import pytest
 DAGS = Path(__file__).parents[2] / "airflow_dags"
 ORDER = {
     "policy_weekly": ["train", "evaluate", "promote", "report"],
-    "scoring_nightly": ["tonight", "score", "monitor"],
-    "transitions_daily": ["lake_ready", "etl"],
+    "scoring_nightly": ["score", "monitor"],
+    "transitions_daily": ["lake_ready", "etl", "announce"],
 }
 
 
@@ -75,7 +75,7 @@ def test_a_person_hears_of_what_fails_and_of_what_is_late(described, name):
 def test_commands_are_run_by_our_operators(described):
     kinds = {step: task["type"] for dag in described["dags"].values() for step, task in dag["tasks"].items()}
     assert kinds.pop("lake_ready") == "TactfulSensor"
-    assert kinds.pop("tonight") == "_ShortCircuitDecoratedOperator"
+    assert kinds.pop("announce") == "_PythonDecoratedOperator"
     assert set(kinds.values()) == {"TactfulOperator"}
     assert described["dags"]["transitions_daily"]["tasks"]["lake_ready"]["mode"] == "reschedule"
 
@@ -90,17 +90,17 @@ def test_assets_link_the_dags(described):
     dags = described["dags"]
     outlets = {step: task["outlets"] for dag in dags.values() for step, task in dag["tasks"].items() if task["outlets"]}
     assert outlets == {
-        "etl": ["tactful://transitions/"],
+        "announce": ["tactful://transitions/"],
         "promote": ["tactful://champion/"],
         "score": ["tactful://scores/"],
     }
     assert {name: dag["after"] for name, dag in dags.items()} == {
         "policy_weekly": [],
-        "scoring_nightly": outlets["etl"],
+        "scoring_nightly": outlets["announce"],
         "transitions_daily": [],
     }
-    assert dags["scoring_nightly"]["tasks"]["score"]["inlets"] == outlets["etl"] + outlets["promote"]
-    assert dags["policy_weekly"]["tasks"]["train"]["inlets"] == outlets["etl"]
+    assert dags["scoring_nightly"]["tasks"]["score"]["inlets"] == outlets["announce"] + outlets["promote"]
+    assert dags["policy_weekly"]["tasks"]["train"]["inlets"] == outlets["announce"]
 
 
 def test_what_the_environment_says_where_the_dags_are_parsed(airflow):
@@ -112,7 +112,7 @@ def test_what_the_environment_says_where_the_dags_are_parsed(airflow):
     by_task = dict(pair for dag in found for pair in dag)
     assert {step for step, pool in by_task.items() if pool == "tactful_spark"} == set(by_task) - {
         "lake_ready",
-        "tonight",
+        "announce",
     }
     minutes = "dag.deadline[0].interval.total_seconds() / 60 if isinstance(dag.deadline, list) else "
     minutes += "dag.deadline.interval.total_seconds() / 60"
