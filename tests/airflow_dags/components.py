@@ -45,9 +45,6 @@ class Api:
         found = self(f"/api/v2/dags/{run['dag_id']}/dagRuns/{name}/taskInstances")["task_instances"]
         return {task["task_id"]: task["state"] for task in found}
 
-    def unpause(self, dag: str) -> None:
-        self(f"/api/v2/dags/{dag}", "PATCH", {"is_paused": False})
-
     def trigger(self, dag: str, **conf: Any) -> dict:
         return self(f"/api/v2/dags/{dag}/dagRuns", "POST", {"logical_date": None, "conf": conf})
 
@@ -58,7 +55,7 @@ class Api:
             try:
                 if answer := found():
                     return answer
-            except OSError:  # not up yet
+            except OSError:  # not up yet, or the database was locked
                 pass
             time.sleep(1)
         said = "\n".join(f"== {path.name}\n{path.read_text()[-3000:]}" for path in sorted(self.logs.glob("*.log")))
@@ -75,6 +72,13 @@ class Parts:
     """Also for the commands that speak to it."""
     api: Api
     stack: ExitStack
+
+    def command(self, *words: str) -> None:
+        """Run `airflow WORDS` to its end."""
+        done = subprocess.run(
+            [self.program, *words], cwd=self.home, env=self.env, capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def start(self, *names: str) -> None:
         """Start some of api-server, scheduler, dag-processor and triggerer, and wait until they are well."""

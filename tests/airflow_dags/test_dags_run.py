@@ -65,7 +65,9 @@ def test_data_that_do_not_pass_change_nothing(airflow, daily, tmp_path):
     assert ended(log) == [0, 3]
     assert "the data broke a critical expectation" in log
     assert "Not tried again" in log
-    assert bad.tables() == daily.home.tables()
+    # The quarantine is what tells of the rows; all else stays as it was.
+    changed = {name for name, told in bad.tables().items() if told != daily.home.tables()[name]}
+    assert changed <= {"quarantine/decisions", "quarantine/events"}
 
 
 def test_weeks_and_then_a_night(airflow, daily, tmp_path):
