@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from tests.airflow_dags.conftest import DAYS, Home
 
 EXIT_CODE = {"PROMOTE": 0, "REFUSE": 4, "INCONCLUSIVE": 5}
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(3600)
 
 
 def aliases(home: Home) -> dict[str, str]:

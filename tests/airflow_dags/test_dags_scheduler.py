@@ -12,7 +12,7 @@ import pytest
 from tests.airflow_dags.components import Api, parts
 from tests.airflow_dags.conftest import DAYS, ENVIRONMENT, REAL, Airflow, Home
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(3600)
 STAND_IN = f"""#!/bin/sh
 # Notes how it was called; small.toml is for the real command, what others do is played.
 echo "$@" >> "$(dirname "$0")/calls"
