@@ -12,7 +12,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo heartsteps data test check install dev airflow-env d3rlpy-env java python bench-etl bench-train coverage study study-learners notebooks clean
+.PHONY: help demo heartsteps data test airflow-test check install dev airflow-env d3rlpy-env java python bench-etl bench-train coverage study study-learners notebooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ data: ## check that the HeartSteps V1 file is there: DATA=PATH
 
 test: java dev airflow-env check ## everything the tests need, then the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+airflow-test: java dev airflow-env ## the DAGs in a real Airflow, from raw log to scores (part of test)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/airflow_dags
 
 check: dev ## lint, format and types
 	$(BIN)/ruff check .

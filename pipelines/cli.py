@@ -66,13 +66,34 @@ def etl(
     rebuild: Rebuild = False,
     first: Annotated[str | None, typer.Option("--from", metavar="DAY", help="First arrival day, YYYY-MM-DD.")] = None,
     last: Annotated[
-        str | None, typer.Option("--to", metavar="DAY", help="Last arrival day; by default --from.")
+        str | None,
+        typer.Option("--to", metavar="DAY", help="Last arrival day; without --from, all until then that is new."),
     ] = None,
 ) -> None:
     """Turn the raw log into transitions, all of it or what arrived on some days; exit code 3 on bad data."""
     from pipelines import jobs
 
     jobs.etl(_load(config, overrides), rebuild=rebuild, first=first, last=last)
+
+
+@app.command()
+def ready(
+    config: ConfigPath,
+    last: Annotated[str, typer.Option("--to", metavar="DAY", help="Last arrival day, YYYY-MM-DD.", show_default=False)],
+    overrides: Overrides = None,
+    first: Annotated[
+        str | None,
+        typer.Option("--from", metavar="DAY", help="First arrival day; by default the first not yet taken in."),
+    ] = None,
+    marker: Annotated[
+        str,
+        typer.Option("--marker", metavar="NAME", help="A file that says a day's folder is whole, as _SUCCESS."),
+    ] = "",
+) -> None:
+    """Say whether the raw days that `tactful etl` would take in have arrived; exit code 75 where they have not."""
+    from pipelines import jobs
+
+    jobs.ready(_load(config, overrides), last, first, marker)
 
 
 @app.command()

@@ -63,7 +63,7 @@ def survey(key: str, path: Path, is_read: Callable[[str], bool]) -> Lake:
     path = path.resolve()
     paths = list(_listed(path))
     for name in paths:
-        footer = _footer(key, name)
+        footer = read_footer(key, name)
         day = _day(key, name, os.path.relpath(name, path if path.is_dir() else path.parent))
         old = {column.name for column in map(footer.schema.column, range(len(footer.schema)))
                if column.physical_type == "INT96"}  # fmt: skip
@@ -97,6 +97,16 @@ def survey(key: str, path: Path, is_read: Callable[[str], bool]) -> Lake:
     return Lake({name: kind for name, (kind, _) in types.items()}, tuple(groups), notices)
 
 
+def partitions(key: str, path: Path) -> dict[int | None, list[str]]:
+    """The files of a dataset by the arrival day of their folder, days since the epoch; None where it names none."""
+    found: dict[int | None, list[str]] = {}
+    for name in _listed(path):
+        found.setdefault(_day(key, name, os.path.relpath(name, path if path.is_dir() else path.parent)), []).append(
+            name
+        )
+    return found
+
+
 def _listed(path: Path) -> Iterator[str]:
     """Files in order; names that begin with a dot or an underscore are no data, as everywhere in Spark."""
     if path.is_file():
@@ -116,7 +126,8 @@ def _day(key: str, name: str, place: str) -> int | None:
         raise InputError(f"{key}: {name} lies in the folder of a day that does not exist; rename the folder.") from None
 
 
-def _footer(key: str, name: str) -> pq.ParquetFile:
+def read_footer(key: str, name: str) -> pq.ParquetFile:
+    """What a Parquet file says of itself. Raises InputError where it is none, or not whole."""
     try:
         with pq.ParquetFile(name) as found:
             return found

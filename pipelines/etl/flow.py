@@ -58,7 +58,7 @@ from pipelines.etl.schemas import (
 )
 from pipelines.etl.sources import Source, open_sources
 from pipelines.etl.staging import Staged, new_run
-from pipelines.etl.window import FACTS, Window, open_window
+from pipelines.etl.window import FACTS, Window, from_the_first, open_window
 
 logger = logging.getLogger("tactful.etl")
 
@@ -95,8 +95,8 @@ def explained() -> Iterator[None]:
 def run_etl(spark: SparkSession, config: Config, rebuild: bool = False, days: Days | None = None) -> Report:
     """Make the transitions of a log, all or those that what arrived on `days` can have changed; returns the report.
 
-    `days` are the first and last arrival day, in days since the epoch. Writes run_dir/transitions, run_dir/consent and
-    run_dir/quarantine/{decisions,events,users} (Delta tables), and run_dir/quality.
+    `days` are the first (or EVER) and last arrival day, in days since the epoch. Writes run_dir/transitions,
+    run_dir/consent and run_dir/quarantine/{decisions,events,users} (Delta tables), and run_dir/quality.
     Raises InputError (input, configuration, a table of another configuration), QualityError (a critical expectation,
     quarantined shares, propensities), TransientError (another writer was faster), TactfulError where the conservation
     law is broken.
@@ -111,6 +111,7 @@ def _run(spark: SparkSession, config: Config, rebuild: bool, days: Days | None) 
     with clock("read_days"):
         arrived_in = open_sources(spark, config, codes, days)
         arrivals = read_arrivals(spark, arrived_in, as_of(config), max_lateness(config), days)
+        days = from_the_first(days, arrivals) if days is not None else None
         window = open_window(config, arrivals, days, None if rebuild else bases[TRANSITIONS], bases[CONSENT])
         sources = arrived_in if window.days == days else open_sources(spark, config, codes, window.days)
         accounted = window.accounted

@@ -102,7 +102,7 @@ def open_dataset(
         raise InputError(f"{key}.path: {dataset.path} does not exist; correct the path or produce the dataset first.")
     notices: tuple[str, ...] = ()
     schema = None
-    if _format(dataset) == "parquet":
+    if format_of(dataset) == "parquet":
         lake = files.survey(key, dataset.path, _mentioned(dataset, columns))
         notices = lake.notices
         plain = _plain(dataset, columns, lake)
@@ -112,7 +112,8 @@ def open_dataset(
     return Source(code, columns, _through_spark(spark, key, dataset, columns, days, schema), (), notices)
 
 
-def _format(dataset: Dataset) -> str:
+def format_of(dataset: Dataset) -> str:
+    """parquet or csv: as configured, else by the suffix."""
     name = dataset.path.name
     return dataset.format or ("csv" if name.endswith((".csv", ".csv.gz")) else "parquet")
 
@@ -198,7 +199,7 @@ def _spark_kind(kind: pa.DataType) -> pa.DataType:
 
 def _load(spark: SparkSession, key: str, dataset: Dataset, schema: StructType | None) -> DataFrame:
     try:
-        if _format(dataset) == "csv":
+        if format_of(dataset) == "csv":
             return spark.read.csv(str(dataset.path), header=True, enforceSchema=False, escape='"')
         reader = spark.read if schema is None else spark.read.schema(schema)
         return reader.parquet(str(dataset.path))

@@ -38,6 +38,8 @@ from pipelines.etl.rewards import WEEK
 from pipelines.etl.schemas import DECISIONS, EVENTS, NAMES, Days
 
 FACTS = "etl_facts"
+EVER = 0
+"""As the first arrival day of a run: from whichever day the log begins on."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,21 @@ def open_window(
         consent=_by_bucket(consent),
     )
     return Window(plan, facts, ((known_since - plan.max_lateness) // DAY, facts.last_day), resume)
+
+
+def days_until(table: DeltaTable | None, last: int) -> Days:
+    """The arrival days up to `last` that the table does not know, from EVER where there is none; where it knows them
+    all, `last` alone."""
+    before = Facts.of(table) if table is not None else None
+    return (EVER if before is None else min(before.last_day + 1, last)), last
+
+
+def from_the_first(days: Days, arrivals: Arrivals) -> Days:
+    """`days` with the day on which the log begins instead of EVER."""
+    if days[0] != EVER:
+        return days
+    counted = [day for code in (DECISIONS, EVENTS) for day in arrivals.get(code, []) if day.good]
+    return min((day.day for day in counted if day.day is not None), default=days[1]), days[1]
 
 
 def _facts(config: Config, arrivals: Arrivals, days: Days | None, before: Facts | None) -> Facts:

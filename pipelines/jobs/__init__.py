@@ -15,9 +15,10 @@ Each step reads what the steps before it left in the run's folder and leaves its
 | report   | steps/*.json                  | report.html, summary.json |
 | monitor  | scores/, decisions, transitions/, the registry, steps/evaluate.json | monitor/NIGHT/, steps/monitor.json |
 
-Beside the road: sweep leaves sweep/NAME/, MLflow runs and steps/sweep.json, which pick reads; abtest plan and abtest
-read leave steps/abtest_plan.json and steps/abtest.json; `promote --version` and rollback leave entries in the
-registry's journal; vacuum removes files of the tables, forget erases users from them and leaves forgotten.json.
+Beside the road: ready looks whether raw days have arrived and leaves nothing; sweep leaves sweep/NAME/, MLflow runs and
+steps/sweep.json, which pick reads; abtest plan and abtest read leave steps/abtest_plan.json and steps/abtest.json;
+`promote --version` and rollback leave entries in the registry's journal; vacuum removes files of the tables, forget
+erases users from them and leaves forgotten.json.
 """
 
 from typing import Any
@@ -25,7 +26,7 @@ from typing import Any
 from models import table
 from pipelines.config import Config
 from pipelines.jobs.acting import promote, promote_version, rollback, score
-from pipelines.jobs.data import etl, forget, propensity, quality, simulate, vacuum
+from pipelines.jobs.data import etl, forget, propensity, quality, ready, simulate, vacuum
 from pipelines.jobs.judging import evaluate, explain
 from pipelines.jobs.learning import pick, sweep, train, train_by_spark
 from pipelines.jobs.reporting import abtest_plan, abtest_read, monitor, report
@@ -44,6 +45,7 @@ __all__ = [
     "promote_version",
     "propensity",
     "quality",
+    "ready",
     "report",
     "rollback",
     "run",

@@ -1,19 +1,25 @@
-"""Steps that bring a log in and keep its tables: simulate, etl, quality, propensity, vacuum, forget."""
+"""Steps that bring a log in and keep its tables: simulate, ready, etl, quality, propensity, vacuum, forget."""
 
 import json
 from typing import Any
 
 from models import artifact
-from models.errors import InputError
+from models.errors import InputError, TransientError
 from pipelines import erase
 from pipelines import vacuum as retention
 from pipelines.config import Config
 from pipelines.estimation import in_words, run_propensity
 from pipelines.etl.flow import run_etl
 from pipelines.etl.quality import make_thresholds
-from pipelines.etl.window import day_number
+from pipelines.etl.ready import waited_for
+from pipelines.etl.schemas import Days
+from pipelines.etl.store import opened
+from pipelines.etl.window import EVER, day_number, days_until
 from pipelines.jobs.steps import console, registry_of, session, step, step_path
 from pipelines.simulate import run_simulate
+
+SHOWN = 10
+"""Of what is waited for, so many are named."""
 
 
 def simulate(config: Config) -> dict[str, Any]:
@@ -28,16 +34,36 @@ def simulate(config: Config) -> dict[str, Any]:
 def etl(config: Config, rebuild: bool = False, first: str | None = None, last: str | None = None) -> dict[str, Any]:
     """Turn the raw log into transitions and check the data on the way; with `first`, what arrived from then to `last`.
 
+    With `last` alone, what arrived until then and is not in the table yet, or where all is, what arrived on `last`.
     Raises InputError where the days are no dates, or in the wrong order.
     """
-    if first is None and last is not None:
-        raise InputError(f"--to {last}: without --from; name the first arrival day too.")
-    days = None if first is None else (day_number(first, "--from"), day_number(last or first, "--to"))
-    if days is not None and days[0] > days[1]:
-        raise InputError(f"--from {first} lies after --to {last}; name the first day first.")
+    days = _days(config, rebuild, first, last)
     with step(config, "etl") as result, session(config) as spark:
         result.update(run_etl(spark, config, rebuild=rebuild, days=days))
     return result
+
+
+def _days(config: Config, rebuild: bool, first: str | None, last: str | None) -> Days | None:
+    if first is None:
+        if last is None:
+            return None
+        return days_until(None if rebuild else opened(config.transitions_path), day_number(last, "--to"))
+    days = day_number(first, "--from"), day_number(last or first, "--to")
+    if days[0] > days[1]:
+        raise InputError(f"--from {first} lies after --to {last}; name the first day first.")
+    return days
+
+
+def ready(config: Config, last: str, first: str | None = None, marker: str = "") -> None:
+    """Whether what `tactful etl` would take in with these days lies in the lake.
+
+    Raises InputError where the days are no dates, or in the wrong order; TransientError naming what is not there yet.
+    """
+    days = _days(config, False, first, last)
+    if lacking := waited_for(config, days or (EVER, EVER), marker):
+        more = [f"and {len(lacking) - SHOWN} more"] if len(lacking) > SHOWN else []
+        raise TransientError("\n".join([*lacking[:SHOWN], *more]))
+    console.print(f"ready: what arrived until {last} lies in the lake", highlight=False)
 
 
 def quality(config: Config) -> dict[str, Any]:

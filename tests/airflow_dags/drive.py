@@ -1,8 +1,8 @@
 """Run DAGs with the Airflow whose Python runs this file: scenarios as JSON on stdin, results as JSON on stdout.
 
-A scenario: dag, and optionally env (for the commands started), conf (the run's params) and timeout (seconds allowed to
-every task). Waiting between tries is cut to nothing; how often is tried stays as the DAG has it. No scenario: the DAGs
-are described.
+A scenario: dag, and optionally env (for the commands started), conf (the run's params), timeout (seconds allowed to
+every task) and patience (seconds a sensor waits in all). Waiting between tries and looks is cut to nothing; how often
+is tried stays as the DAG has it. No scenario: the DAGs are described.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from airflow.dag_processing.dagbag import BundleDagBag
+from airflow.sdk import BaseSensorOperator
 
 
 def play(scenario: dict, folder: Path) -> dict:
@@ -22,12 +23,20 @@ def play(scenario: dict, folder: Path) -> dict:
     for task in dag.tasks:
         task.retry_delay = timedelta(0)
         task.retry_exponential_backoff = 0
+        if isinstance(task, BaseSensorOperator):
+            task.poke_interval = 0
+            task.timeout = scenario.get("patience", task.timeout)
         if "timeout" in scenario:
             task.execution_timeout = timedelta(seconds=scenario["timeout"])
     with patch.dict(os.environ, scenario.get("env", {})):
         run = dag.test(run_conf=scenario.get("conf"))
     tasks = {ti.task_id: [str(ti.state), ti.try_number] for ti in run.get_task_instances()}
     return {"state": str(run.state), "tasks": tasks}
+
+
+def listed(found: object) -> list:
+    """One, several or none, as a list."""
+    return found if isinstance(found, list) else [] if found is None else [found]
 
 
 def describe(folder: Path) -> dict:
@@ -45,11 +54,19 @@ def describe(folder: Path) -> dict:
                         "timeout": task.execution_timeout.total_seconds(),
                         "trigger_rule": str(task.trigger_rule),
                         "type": task.task_type,
-                        "skipped_on": list(task.skipped_on),
+                        "skipped_on": list(getattr(task, "skipped_on", [])),
+                        "patience": getattr(task, "timeout", None),
+                        "mode": getattr(task, "mode", None),
+                        "pool": task.pool,
+                        "tells": [getattr(told, "__name__", str(told)) for told in listed(task.on_failure_callback)],
+                        "outlets": [asset.uri for asset in task.outlets],
+                        "inlets": [asset.uri for asset in task.inlets],
                         "doc": task.doc_md,
                     }
                     for task in dag.tasks
                 },
+                "deadline": [alert.interval.total_seconds() for alert in listed(dag.deadline)],
+                "after": [asset.uri for asset in getattr(dag.timetable.asset_condition, "objects", [])],
                 "max_active_runs": dag.max_active_runs,
                 "catchup": dag.catchup,
                 "timeout": dag.dagrun_timeout.total_seconds(),
