@@ -20,7 +20,8 @@ pytestmark = pytest.mark.timeout(3600)
 
 
 def aliases(home: Home) -> dict[str, str]:
-    return dict(MlflowClient(f"sqlite:///{home.path / 'run' / 'mlflow.db'}").get_registered_model("tactful").aliases)
+    client = MlflowClient(f"sqlite:///{home.path / 'run' / 'mlflow.db'}")
+    return {alias: str(version) for alias, version in client.get_registered_model("tactful").aliases.items()}
 
 
 def ended(log: str) -> list[int]:
