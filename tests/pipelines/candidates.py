@@ -31,6 +31,7 @@ class Formula:
     lineage: Mapping[str, Any] = field(default_factory=lambda: {"learner": "formula"})
     steps: float = 0.0
     """Where above 0 q is rounded to its multiples, so that gaps tie."""
+    fingerprint: str = "formula"
 
     def predict(self, state: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         known = np.nan_to_num(state.astype(np.float64))
