@@ -135,6 +135,30 @@ def test_nights_stand_beside_each_other_and_one_is_replaced_whole(spark: SparkSe
     assert "b" not in found
 
 
+def test_candidates_without_a_column_that_the_contract_needs_are_refused(spark: SparkSession, folder: Path) -> None:
+    (folder / "candidates.csv").write_text("candidate_id,user_id,decide_at,legal_actions\na,u01,2026-01-09,hold send")
+    with pytest.raises(InputError, match=r"data\.candidates: no column 'relevance' in .*map it"):
+        night.run_scoring(spark, config_of(folder), folder / "run" / "policies" / "ddqn_cql", "3")
+
+
+def test_a_frozen_score_needs_no_registry(
+    spark: SparkSession, folder: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing answers on that port, and nobody asks."""
+    (folder / "candidates.csv").write_text("\n".join(["candidate_id,user_id,decide_at,legal_actions,relevance", *ROWS]))
+    config = config_of(folder, run_dir=str(folder / "frozen"), mlflow={"tracking_uri": "http://127.0.0.1:9"})
+    jobs.freeze(config, "since I say so")
+    with caplog.at_level("WARNING", "tactful.score"):
+        found = jobs.score(config)
+    assert found["by_rule"] == {"frozen": len(ROWS)}
+    assert "FROZEN since" in caplog.text
+    assert "since I say so" in caplog.text
+    jobs.unfreeze(config)
+    said = capsys.readouterr().out
+    assert "every score holds until `tactful unfreeze`" in said
+    assert "lifted" in said
+
+
 @pytest.mark.parametrize(
     ("rows", "changes", "words"),
     [
