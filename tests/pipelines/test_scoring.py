@@ -43,10 +43,8 @@ def config_of(folder: Path, **changes: Any) -> Config:
     return validate({**tree, **changes}, "night.toml")
 
 
-@pytest.fixture(scope="module")
-def folder(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A log of 60 users over 8 days, half of their decisions sends, and a policy learned from it."""
-    folder = tmp_path_factory.mktemp("night")
+def make_log(folder: Path) -> None:
+    """A log of 60 users over 8 days, half of their decisions sends."""
     rng = np.random.default_rng(0)
     decisions, events = [HEADER], ["event_id,user_id,occurred_at,kind,decision_id"]
     for user in range(60):
@@ -58,6 +56,13 @@ def folder(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Pat
     events.append("off,u00,2026-01-08 20:00:00,disable,")
     (folder / "decisions.csv").write_text("\n".join(decisions))
     (folder / "events.csv").write_text("\n".join(events))
+
+
+@pytest.fixture(scope="module")
+def folder(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log, and a policy learned from it."""
+    folder = tmp_path_factory.mktemp("night")
+    make_log(folder)
     config = config_of(folder)
     jobs.etl(config)
     jobs.train(config)
