@@ -169,6 +169,14 @@ def test_candidates_that_a_rule_decides_count_as_what_they_are(folder: Path) -> 
     assert all(rows[f"held{n}"]["probabilities"] == [1.0, 0.0, 0.0] for n in range(50))
 
 
+def test_where_everybody_has_several_there_is_nothing_to_judge_beforehand(folder: Path) -> None:
+    rows = [candidate(f"n{n // 2}", f"c{n}", NOON + n % 2 * HOUR, **{"context:relevance": n / 40}) for n in range(40)]
+    write_candidates(folder, rows)
+    config = configured(folder, "several", score={"share_at_most": 0.3})
+    check_met(config, score(config, champion_for(config, **RANGE)), 12)
+    assert len(rows_of(config)) == 40
+
+
 @pytest.mark.parametrize(
     ("score_section", "words"),
     [
