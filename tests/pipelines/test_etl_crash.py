@@ -26,7 +26,7 @@ from tests.pipelines.hostile import a_log, tree, write_days
 
 PAUSING = Path(__file__).with_name("pausing_cli.py")
 TABLES = ["transitions", "consent", "quarantine/decisions", "quarantine/events", "quarantine/users"]
-PATIENCE = 120
+PATIENCE = 600
 """Seconds that a run may take."""
 
 
