@@ -18,6 +18,7 @@ from models.training import BEHAVIOUR, TrainConfig
 from pipelines import sweep as sweeps
 from pipelines.config import Config
 from pipelines.estimation import check_known, transitions_to_train
+from pipelines.etl.units import feature_units
 from pipelines.jobs.steps import (
     checkpoint_of,
     console,
@@ -77,8 +78,9 @@ def _train(config: Config, processes: distributed.Group) -> dict[str, Any]:
             )
         lineage = lineage_of(config, transitions)
         folders = {name: policy_folder(config, name) for name in learned}
+        units = feature_units(config.features)
         for name, member in learned.items():
-            artifact.export(member, folders[name], decision_of(config, name), lineage)
+            artifact.export(member, folders[name], decision_of(config, name), lineage, units)
         curves = {name: member.curves for name, member in learned.items()}
         result["mlflow_run"] = registry_of(config).log_run(
             config.name,
@@ -152,7 +154,7 @@ def sweep(config: Config) -> dict[str, Any]:
         # An earlier sweep may have had more members.
         shutil.rmtree(root, ignore_errors=True)
         for name, member in learned.items():
-            artifact.export(member, root / name, decision_of(config), lineage)
+            artifact.export(member, root / name, decision_of(config), lineage, feature_units(config.features))
         policies = [QPolicy(artifact.load(root / name), name) for name in learned]
         objectives = config.sweep.front(config.contract.rewards)
         result.update(
