@@ -85,7 +85,7 @@ def made(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs.etl(config)
     jobs.train(config)
     registry = registry_of(config)
-    registry.set_alias("champion", registry.register(folder / "run" / "policies" / "ddqn_cql", {}))
+    registry.begin(registry.register(folder / "run" / "policies" / "ddqn_cql", {}))
     rows = [f"c{n},u{n % 60:02d},2026-01-09 {n % 24:02d}:00:00,hold send,0.{n % 10}" for n in range(200)]
     (folder / "candidates.csv").write_text("\n".join([HEADER, *ROWS, *rows]))
     return folder

@@ -247,7 +247,7 @@ def test_the_manifest_tells_of_the_night(folder: Path) -> None:
     assert told["sends"] == sum(row["action"] != "hold" for row in rows.values())
     assert told["expected_sends"] == pytest.approx(sum(sum(row["probabilities"][1:]) for row in rows.values()))
     assert (told["model_version"], told["fingerprint"], told["policy"]) == ("3", "formula", "formula")
-    assert (told["stale"], told["checked_at"]) == (True, "2024-04-25T22:00:00+00:00")
+    assert (told["model_stale"], told["checked_at"]) == (True, "2024-04-25T22:00:00+00:00")
     assert told["version"] == DeltaTable(config.run_dir / "scores").version()
     assert told["config_hash"] == config.digest()
     assert told["seed"] == 0
