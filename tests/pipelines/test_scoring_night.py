@@ -12,16 +12,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
+from typer.testing import CliRunner
 
 from models.errors import InputError, TransientError
 from pipelines import erase, freeze, night, vacuum
+from pipelines.cli import app
 from pipelines.config import Config
 from pipelines.etl import staging
 from pipelines.etl.features import DAY, HOUR
 from pipelines.etl.schemas import DECISIONS, EVENTS
 from tests.pipelines.candidates import candidate
-from tests.pipelines.hostile import START, Row, a_log, write_days
+from tests.pipelines.hostile import START, Row, a_log, tree, write_days
 from tests.pipelines.nights import champion_for, configured, etl, lake, played, rows_of, score, write_candidates
+from tests.pipelines.test_etl_crash import toml
 
 AT = START + 49 * DAY + 12 * HOUR
 NIGHT = "2024-04-26"
@@ -341,6 +344,19 @@ def test_freezing_twice_keeps_the_first_word_and_unfreezing_lifts_it(folder: Pat
     # Half a file is a brake too.
     (config.run_dir / "frozen.json").write_text("{")
     assert freeze.frozen(config) == {"since": "unknown", "by": "unknown", "reason": "unknown"}
+
+
+def test_the_commands_of_the_brake(folder: Path) -> None:
+    config, path = configured(folder), folder / "night.toml"
+    made = tree(folder, "run")
+    path.write_text("\n".join(toml(made)))
+    done = CliRunner().invoke(app, ["freeze", str(path), "--reason", "the clicks look wrong"])
+    assert (done.exit_code, "FROZEN since" in done.output) == (0, True), done.output
+    assert (freeze.frozen(config) or {})["reason"] == "the clicks look wrong"
+    done = CliRunner().invoke(app, ["unfreeze", str(path)])
+    assert (done.exit_code, "lifted" in done.output) == (0, True), done.output
+    assert freeze.frozen(config) is None
+    assert "nothing was frozen" in CliRunner().invoke(app, ["unfreeze", str(path)]).output
 
 
 def test_a_freeze_reaches_a_run_on_its_way(folder: Path) -> None:
