@@ -43,23 +43,8 @@ def softmax_over_legal(logits: NDArray[Any], legal: Booleans) -> Floats:
     return weight
 
 
-def deployed_probabilities(
-    q: NDArray[Any],
-    behaviour_logits: NDArray[Any],
-    legal: Booleans,
-    decision: Mapping[str, float],
-    is_send: Sequence[bool] | None = None,
-) -> Floats:
-    """[N, A] what a learned policy does with each action, as deployed.
-
-    (1 - k) mu + k [(1 - e) greedy + e / |legal|], with mu the softmax of `behaviour_logits` over the legal actions,
-    greedy the legal action of the largest q - lambda is_send (ties: the first), k, e and lambda from `decision`
-    (`rollout_share`, `exploration`, `lambda`). `q`, `behaviour_logits` [N, A] (q unitless: w~.Q), `legal` [N, A],
-    `is_send` [A].
-
-    Raises InputError for an absent key, a share outside [0, 1], a q that is not finite, a row without a legal action,
-    and a `lambda` without `is_send`.
-    """
+def checked_decision(decision: Mapping[str, float]) -> tuple[float, float, float]:
+    """(rollout_share, exploration, lambda). Raises InputError for an absent key and a share outside [0, 1]."""
     for key in KEYS:
         if key not in decision:
             raise InputError(f"decision.{key}: missing; found {sorted(decision)}; export the artifact again.")
@@ -67,19 +52,60 @@ def deployed_probabilities(
     for key, value in (("rollout_share", share), ("exploration", exploration)):
         if not 0 <= value <= 1:
             raise InputError(f"decision.{key} is {value}; it must lie in [0, 1].")
-    if price != 0 and is_send is None:
+    return share, exploration, price
+
+
+def send_gaps(q: NDArray[Any], legal: Booleans, is_send: Sequence[bool] | Booleans) -> tuple[Floats, Booleans]:
+    """[N] how much more the best legal send is worth than the best other legal action, and [N] where both are there.
+
+    gap = max over legal sends of q - max over legal others of q; NaN where one of them is absent. `q`, `legal` [N, A],
+    `is_send` [A]. Raises InputError where q is not finite at a legal action.
+    """
+    score, sends = np.asarray(q, dtype=np.float64), np.asarray(is_send, dtype=bool)
+    finite = np.isfinite(score) | ~legal
+    if not finite.all():
+        raise InputError(f"q: {int((~finite).sum())} values of legal actions are not finite; train again.")
+    send, other = (np.where(legal & of, score, -np.inf).max(axis=1) for of in (sends, ~sends))
+    choice: Booleans = np.isfinite(send) & np.isfinite(other)
+    gap: Floats = np.full(len(score), np.nan)
+    gap[choice] = send[choice] - other[choice]
+    return gap, choice
+
+
+def deployed_probabilities(
+    q: NDArray[Any],
+    behaviour_logits: NDArray[Any],
+    legal: Booleans,
+    decision: Mapping[str, float],
+    is_send: Sequence[bool] | None = None,
+    theta: float = 0.0,
+) -> Floats:
+    """[N, A] what a learned policy does with each action, as deployed.
+
+    (1 - k) mu + k [(1 - e) greedy + e / |legal|], with mu the softmax of `behaviour_logits` over the legal actions,
+    greedy the legal action of the largest q - lambda is_send (ties: the first), k, e and lambda from `decision`
+    (`rollout_share`, `exploration`, `lambda`). Where the best send and the best other action tie, the greedy part is
+    the send with probability `theta`. `q`, `behaviour_logits` [N, A] (q unitless: w~.Q), `legal` [N, A], `is_send` [A].
+
+    Raises InputError for an absent key, a share or theta outside [0, 1], a q that is not finite, a row without a legal
+    action, and a `lambda` or `theta` without `is_send`.
+    """
+    share, exploration, price = checked_decision(decision)
+    if not 0 <= theta <= 1:
+        raise InputError(f"theta is {theta}; it must lie in [0, 1].")
+    if is_send is None and (price != 0 or theta != 0):
         raise InputError(f"decision.lambda is {price}: a price per send needs `is_send`, which actions send.")
     mu = softmax_over_legal(behaviour_logits, legal)
-    score = np.asarray(q, dtype=np.float64)
-    if not np.isfinite(score[legal]).all():
-        raise InputError(
-            f"q: {int((~np.isfinite(score) & legal).sum())} values of legal actions are not finite; train again."
-        )
-    if is_send is not None:
-        score = score - price * np.asarray(is_send, dtype=np.float64)
-    greedy = np.where(legal, score, -np.inf).argmax(axis=1)
+    sends = np.zeros(legal.shape[1], bool) if is_send is None else np.asarray(is_send, dtype=bool)
+    gap, choice = send_gaps(q, legal, sends)
+    # The gap against the price, as the budget counts it: q - lambda could round to the other side of a tie.
+    greedy = np.where(choice, (gap > price) + theta * (gap == price), ~legal[:, ~sends].any(axis=1))
     pi = exploration * legal / legal.sum(axis=1, keepdims=True)
-    pi[np.arange(len(pi)), greedy] += 1 - exploration
+    score = np.asarray(q, dtype=np.float64)
+    for of, chance in ((sends, greedy), (~sends, 1 - greedy)):
+        some = chance > 0
+        best = np.where(legal & of, score, -np.inf)[some].argmax(axis=1)
+        pi[np.flatnonzero(some), best] += (1 - exploration) * chance[some]
     mixed: Floats = (1 - share) * mu + share * pi
     return mixed
 
@@ -94,6 +120,10 @@ class QPolicy:
     learned: bool = True
     share: float | None = None
     """Rollout share to act with instead of the artifact's: 1 is the learned policy alone."""
+    price: float | None = None
+    """Lambda to act with instead of the artifact's: an end of its range, or what meets tonight's quota."""
+    theta: float = 0.0
+    """Probability of a send where it and the best other action tie at that price."""
 
     @property
     def name(self) -> str:
@@ -105,4 +135,6 @@ class QPolicy:
         decision = dict(self.artifact.decision)
         if self.share is not None:
             decision["rollout_share"] = self.share
-        return deployed_probabilities(q, behaviour, legal, decision, self.artifact.contract.is_send)
+        if self.price is not None:
+            decision["lambda"] = self.price
+        return deployed_probabilities(q, behaviour, legal, decision, self.artifact.contract.is_send, self.theta)

@@ -103,7 +103,7 @@ def open_dataset(
     notices: tuple[str, ...] = ()
     schema = None
     if format_of(dataset) == "parquet":
-        lake = files.survey(key, dataset.path, _mentioned(dataset, columns))
+        lake = files.survey(key, dataset.path, _mentioned(dataset, columns), days)
         notices = lake.notices
         plain = _plain(dataset, columns, lake)
         if plain is not None:

@@ -1,6 +1,7 @@
 """Steps after which something acts: promote, roll back and score."""
 
 import json
+import logging
 import tempfile
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -13,12 +14,15 @@ from models.errors import InputError
 from models.promotions import State
 from models.training import BEHAVIOUR
 from models.versions import EVALUATION, VERDICT
+from pipelines import freeze as brake
 from pipelines import summary as summaries
 from pipelines.config import Config
 from pipelines.jobs.judging import artifacts_of, fingerprints_of
 from pipelines.jobs.steps import console, left_by, policy_folder, registry_of, session, step, step_path
-from pipelines.night import run_scoring
+from pipelines.night import run_frozen, run_scoring
 from policies.gate import judge
+
+logger = logging.getLogger("tactful.score")
 
 
 def promote(config: Config) -> dict[str, Any]:
@@ -105,12 +109,35 @@ def rollback(config: Config, reason: str = "") -> State:
 
 
 def score(config: Config) -> dict[str, Any]:
-    """Decide for every candidate of the night with the registry's champion, or the one checked last (`champion`)."""
+    """Decide for every candidate of the night with the registry's champion, or the one checked last; hold while frozen.
+
+    See `models.champion.find_champion` for when the registry does not answer.
+    """
     if config.data.candidates is None:
         raise InputError("data.candidates: missing; say where tonight's candidates lie, or do without `tactful score`.")
     with step(config, "score") as result:
+        if (found := brake.frozen(config)) is not None:
+            logger.warning("%s: every candidate is held until `tactful unfreeze`.", brake.in_words(found))
+            with session(config) as spark:
+                result.update(run_frozen(spark, config))
+            return result
         champion = find_champion(registry_of(config), config.run_dir / "champion", datetime.now(UTC))
-        result.update(model_stale=champion.stale, checked_at=champion.checked_at.isoformat(timespec="seconds"))
+        checked = champion.checked_at.isoformat(timespec="seconds")
         with session(config) as spark:
-            result.update(run_scoring(spark, config, champion.folder, champion.version))
+            result.update(run_scoring(spark, config, champion.folder, champion.version, champion.stale, checked))
     return result
+
+
+def freeze(config: Config, reason: str = "") -> dict[str, str]:
+    """Make every score hold until `unfreeze`; returns since when, by whom and why."""
+    found = brake.freeze(config, reason)
+    console.print(f"{brake.in_words(found)}; every score holds until `tactful unfreeze`.", markup=False)
+    return found
+
+
+def unfreeze(config: Config) -> dict[str, str] | None:
+    """Let the champion decide again; returns what was lifted, None where nothing was frozen."""
+    found = brake.unfreeze(config)
+    said = "nothing was frozen" if found is None else f"lifted: {brake.in_words(found)}"
+    console.print(f"{said}; the champion decides.", markup=False)
+    return found

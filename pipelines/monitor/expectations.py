@@ -86,7 +86,7 @@ def _rows(report: Mapping[str, Any], config: Config) -> Iterator[Measured]:
     if report["manifest"].get("budget_met") is False:
         why = report["manifest"].get("budget_reason") or "no reason is given"
         yield _between("quota_missed", 1, f"the night's quota is not met: {why}", (None, 0))
-    if report["manifest"].get("stale") or report["manifest"].get("model_stale"):
+    if report["manifest"].get("model_stale"):
         yield _between(
             "registry_unreachable", 1, "a cached champion scored: the registry did not answer; see the log", (None, 0)
         )

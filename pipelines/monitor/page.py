@@ -81,7 +81,7 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("The log reaches", moment(report["log_end"]) if report["log_end"] else "not this night"),
         ("Settled", "yes" if report["settled"] else "no"),
     ]
-    shown = ("lambda", "theta", "budget_quota", "budget_expected_sends", "fingerprint", "stale")
+    shown = ("lambda", "theta", "budget_quota", "budget_expected_sends", "fingerprint", "model_stale")
     return found + [(words(key), _text(manifest[key])) for key in shown if key in manifest]
 
 

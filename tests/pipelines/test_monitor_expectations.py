@@ -71,7 +71,7 @@ def at(path: str, value: Any) -> Change:
         (at("rows/by_rule", {"frozen": ROWS}), {"frozen_share": "warning"}),
         (at("manifest/candidates", ROWS + 1), {"scored_rows_missing": "critical"}),
         (at("manifest/budget_met", False), {"quota_missed": "warning"}),
-        (at("manifest/stale", True), {"registry_unreachable": "warning"}),
+        (at("manifest/model_stale", True), {"registry_unreachable": "warning"}),
         (at("model/window", ["2025-01-01", "2025-12-01"]), {"model_age_days": "warning"}),
         (at("draws/scored/push/whole", sums(ROWS, 2500, 0.2)), {"rate_scored:push": "critical"}),
         # Half of the sends were lost on the way; 10,000 draws at 0.2 have a standard deviation of 40.
