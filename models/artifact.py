@@ -32,6 +32,8 @@ METADATA = "tactful.contract"
 TIME_SUFFIX = "_at"
 """Keys of the lineage that end so are times: no part of the fingerprint."""
 DECISION = ("rollout_share", "exploration", "lambda")
+RANGE = ("lambda_low", "lambda_high")
+"""Between which prices the lambda may be moved, as the gate judged; an artifact without them means lambda alone."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Artifact:
 
     contract: Contract
     decision: dict[str, float]
-    """rollout_share, exploration, lambda."""
+    """rollout_share, exploration, lambda, lambda_low, lambda_high."""
     lineage: dict[str, Any]
     weights: dict[str, float]
     """Reward weight per component, per raw unit."""
@@ -71,16 +73,17 @@ class Artifact:
 def export(learned: "Learned", folder: Path, decision: Mapping[str, float], lineage: Mapping[str, Any]) -> Path:
     """Write policy.onnx and contract.json into `folder` (made if absent) and return it.
 
-    `decision` as `Artifact.decision`; to `lineage` (data version, fingerprint, training window, commit, ...) the
-    learner's name, alpha and kind are added.
+    `decision` as `Artifact.decision`, the range optional; to `lineage` (data version, fingerprint, training window,
+    commit, ...) the learner's name, alpha and kind are added.
 
-    Raises InputError where the decision lacks a key.
+    Raises InputError where the decision lacks a key or its range does not hold lambda.
     """
     from models.graph import graph_of
 
     missing = [key for key in DECISION if key not in decision]
     if missing:
         raise InputError(f"decision: {missing[0]} is missing (found: {', '.join(decision) or 'nothing'}).")
+    _check_decision(_ranged(decision), "decision")
     contract, scales = learned.contract, learned.scales
     described = {
         "format": 1,
@@ -95,7 +98,7 @@ def export(learned: "Learned", folder: Path, decision: Mapping[str, float], line
             "sigma": [float(each) for each in scales.sigma],
             "reward_sd": scales.reward_sd,
         },
-        "decision": {key: float(decision[key]) for key in DECISION},
+        "decision": {key: float(value) for key, value in _ranged(decision).items()},
         "lineage": {**lineage, "learner": learned.name, "alpha": learned.alpha, "kind": _kind(learned)},
     }
     graph = graph_of(learned, {METADATA: _canonical({key: described[key] for key in NAMES})})
@@ -149,7 +152,7 @@ def load(folder: Path | str) -> Artifact:
     _check_shapes(session, contract, graph_path)
     return Artifact(
         contract=contract,
-        decision=described["decision"],
+        decision=_ranged(described["decision"]),
         lineage=described["lineage"],
         weights=described["weights"],
         scales=described["scales"],
@@ -172,11 +175,25 @@ def _described(path: Path) -> dict[str, Any]:
             f"{path}: changed since it was exported, so what would act is not what was judged; export or download the "
             "artifact again."
         )
-    for key in DECISION:
-        value = described["decision"].get(key)
-        if not isinstance(value, int | float) or not np.isfinite(value) or (key != "lambda" and not 0 <= value <= 1):
-            raise InputError(f"{path}: decision.{key} is {value!r}; a number is needed, a share in [0, 1].")
+    _check_decision(_ranged(described["decision"]), f"{path}: decision")
     return described
+
+
+def _ranged(decision: Mapping[str, float]) -> dict[str, float]:
+    """The keys of a decision, a range that is not said being lambda alone."""
+    price = decision.get("lambda")
+    found: dict[str, Any] = {key: decision.get(key) for key in DECISION}
+    return {**found, **{key: decision.get(key, price) for key in RANGE}}
+
+
+def _check_decision(decision: Mapping[str, Any], where: str) -> None:
+    for key, value in decision.items():
+        share = key in ("rollout_share", "exploration")
+        if not isinstance(value, int | float) or not np.isfinite(value) or (share and not 0 <= value <= 1):
+            raise InputError(f"{where}.{key} is {value!r}; a number is needed, a share in [0, 1].")
+    if not decision["lambda_low"] <= decision["lambda"] <= decision["lambda_high"]:
+        low, price, high = (decision[key] for key in ("lambda_low", "lambda", "lambda_high"))
+        raise InputError(f"{where}: lambda is {price:g}, outside of its range [{low:g}, {high:g}]; export it again.")
 
 
 def _check_shapes(session: onnxruntime.InferenceSession, contract: Contract, path: Path) -> None:
