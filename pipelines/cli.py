@@ -173,6 +173,26 @@ def score(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def freeze(
+    config: ConfigPath,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for whoever comes next.")] = "",
+    overrides: Overrides = None,
+) -> None:
+    """Make every score hold until `unfreeze`; no model and no registry is needed."""
+    from pipelines import jobs
+
+    jobs.freeze(_load(config, overrides), reason)
+
+
+@app.command()
+def unfreeze(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Let the champion decide again."""
+    from pipelines import jobs
+
+    jobs.unfreeze(_load(config, overrides))
+
+
+@app.command()
 def report(config: ConfigPath, overrides: Overrides = None) -> None:
     """Write report.html and summary.json from what the steps left in the run's folder."""
     from pipelines import jobs

@@ -49,6 +49,8 @@ STATE_FEATURES = (
     "candidate_missing",
 )
 """Features the ETL computes from the log itself; a config names those it wants."""
+FALLBACK_LOGGING = "logging"
+"""The score.fallback that is no action: the behaviour network's probabilities."""
 
 
 class Section(BaseModel):
@@ -211,6 +213,23 @@ class Score(Section):
 
     valid_hours: float = Field(24, gt=0)
     """A scored row is good for this long after its decide_at."""
+    new_users: Literal["model", "fallback"] = "model"
+    """Who decides for a user of whom nothing is known within the lookback."""
+    fallback: str = HOLD
+    """What stands in where the model cannot judge: an action, or `logging`, the behaviour network's probabilities.
+    Where that action is not legal, or nothing can be known of the candidate, the first action does."""
+    sends_at_most: float | None = Field(None, ge=0)
+    """Tonight's quota: so many sends in expectation."""
+    share_at_most: float | None = Field(None, ge=0, le=1)
+    """The same as a share of tonight's candidates."""
+    over_budget: Literal["refuse", "nearest"] = "refuse"
+    """What to do where even the highest price that was gated sends more: score nothing, or at that price."""
+
+    @model_validator(mode="after")
+    def one_quota(self) -> Self:
+        if self.sends_at_most is not None and self.share_at_most is not None:
+            raise InputError("score.sends_at_most and score.share_at_most are both given; leave one out.")
+        return self
 
 
 class Retention(Section):
@@ -301,6 +320,7 @@ class Config(Section):
             context = (*self.features.context, *self.features.context_categories)
             policy.check(f"evaluate.policies.{name}", self.actions, context)
         self._consistent_evaluation()
+        self._consistent_score()
         if self.train is not None:
             self._consistent_learning(self.train)
         if self.sweep is not None:
@@ -336,6 +356,15 @@ class Config(Section):
                     f"evaluate.{key} is {given}, but baselines are fitted beside learned policies and there is no "
                     "[train]; remove it, or add [train]."
                 )
+
+    def _consistent_score(self) -> None:
+        score, names = self.score, (*self.actions, FALLBACK_LOGGING)
+        without_hold = self.actions[0] != HOLD
+        if score.fallback not in names and not (without_hold and score.fallback == HOLD):
+            raise InputError(f"score.fallback: {score.fallback!r} is not an action{suggest(score.fallback, names)}.")
+        for key in ("sends_at_most", "share_at_most"):
+            if without_hold and getattr(score, key) is not None:
+                raise InputError(f"score.{key}: every action is a send, so there is nothing to choose; remove it.")
 
     def _consistent_learning(self, train: TrainConfig) -> None:
         for key in ("volume", "lambda"):
@@ -381,6 +410,10 @@ class Config(Section):
     @property
     def propensities_path(self) -> Path:
         return self.run_dir / "propensities"
+
+    def digest(self) -> str:
+        """Fingerprint of every key."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
     def etl_hash(self) -> str:
         """Fingerprint of everything that decides what a transition is."""

@@ -1,93 +1,186 @@
-"""Tonight's candidates through Spark into the scores table, one commit a night."""
+"""Tonight's candidates through Spark into the scores table, one commit a night.
+
+    raw rows -- blocks -- shuffle by bucket --> judge, draw, write ------------------------------> one commit, manifest
+    under a quota:                          --> judge, lay aside --> one price --> draw, write --> one commit, manifest
+
+No row comes to the driver. What is read of the log is in `lookback.py`, the Spark jobs are in `passes.py`.
+"""
 
 import hashlib
-import json
+import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from deltalake import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.pandas.types import from_arrow_schema
 
 from models import artifact
-from models.errors import InputError
-from pipelines.config import Config
+from models.errors import InputError, TransientError
+from pipelines import freeze, manifest
+from pipelines.config import FALLBACK_LOGGING, Config
+from pipelines.erase import forgotten
 from pipelines.etl import store
-from pipelines.etl.arrivals import check_arrivals, read_arrivals
-from pipelines.etl.buckets import RESULT
 from pipelines.etl.features import HOUR
-from pipelines.etl.flow import explained, shuffled
-from pipelines.etl.plans import as_of, make_plan, max_lateness, watermark
-from pipelines.etl.schemas import CANDIDATES, DECISIONS, EVENTS
+from pipelines.etl.flow import explained
+from pipelines.etl.plans import as_of, make_plan, text_of
+from pipelines.etl.schemas import CANDIDATES
 from pipelines.etl.sources import Source, open_sources
-from pipelines.etl.staging import Staged, new_run
-from pipelines.scoring import Night, run_nights, scores_layout
+from pipelines.etl.staging import new_run
+from pipelines.lookback import Lookback, look_back
+from pipelines.passes import Passes
+from pipelines.rounds import Rules
+from pipelines.scoring import FROZEN, Night, scores_layout
+
+logger = logging.getLogger("tactful.score")
+SOMEBODY = ("frozen while it was scored", "unfrozen while it was scored")
 
 
-def run_scoring(spark: SparkSession, config: Config, folder: Path, version: str) -> dict[str, Any]:
-    """Decide for every candidate with the artifact in `folder` and commit the night; returns the counts.
+@dataclass(frozen=True)
+class Champion:
+    """The artifact that decides, and how the registry gave it."""
 
-    Raises InputError where there are no candidates, an id stands twice, or the artifact was made for other features or
-    actions than the configuration's; TransientError where another writer committed first.
+    folder: Path
+    version: str
+    stale: bool = False
+    """From the cache, since the registry did not answer."""
+    checked_at: str | None = None
+    """When the registry last said that it is the champion."""
+
+
+def run_scoring(
+    spark: SparkSession,
+    config: Config,
+    folder: Path,
+    version: str,
+    stale: bool = False,
+    checked_at: str | None = None,
+) -> dict[str, Any]:
+    """Decide for every candidate with the artifact in `folder`, commit the night and write its manifest; returns it.
+
+    Raises InputError where there are no candidates, an id stands twice, the log is empty, the quota cannot be met, or
+    the artifact was made for other features or actions than the configuration's; TransientError where another writer
+    committed first, or scoring was frozen meanwhile.
     """
     champion = artifact.load(folder)
     _check_contract(champion, config)
     with explained():
-        return _run(spark, config, champion, folder, version)
+        return _run(spark, config, champion, Champion(folder, version, stale, checked_at))
+
+
+def run_frozen(spark: SparkSession, config: Config) -> dict[str, Any]:
+    """Hold every candidate, commit the night and write its manifest; returns it. Neither log nor champion is read.
+
+    Raises InputError where there are no candidates, or an id stands twice; TransientError as `run_scoring`.
+    """
+    with explained():
+        return _run(spark, config, None, None)
 
 
 def _run(
-    spark: SparkSession, config: Config, champion: artifact.Artifact, folder: Path, version: str
+    spark: SparkSession, config: Config, champion: artifact.Artifact | None, given: Champion | None
 ) -> dict[str, Any]:
+    stopped = freeze.frozen(config) if champion is None else None
     layout, table = scores_layout(config.contract), config.run_dir / "scores"
     base = store.opened(table)
     if config.data.candidates is None:
         raise InputError("data.candidates: missing; say where tonight's candidates lie.")
-    sources = open_sources(spark, config, range(CANDIDATES + 1), None)
-    found = _rows_of(spark, sources[-1])
-    night = _night(found, config)
-    _check_one_each(found, config)
-    arrivals = read_arrivals(spark, sources[:-1], as_of(config), max_lateness(config), None)
-    check_arrivals(arrivals)
-    good = {
-        code: [day for day in arrivals[code] if day.logged is not None]
-        for code in (DECISIONS, EVENTS)
-        if code in arrivals
-    }
-    known = min(max(day.logged or 0 for day in days) for days in good.values())
-    job = Night(
-        plan=make_plan(config, watermark(config, known), min(day.first or 0 for days in good.values() for day in days)),
-        files={path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()},
-        fingerprint=champion.fingerprint,
-        version=version,
-        night=night,
-        valid_us=round(config.score.valid_hours * HOUR),
-        seed=_seed(config, night),
-        schemas={source.code: source.schema for source in sources},
-        root=table.resolve(),
-        run=new_run(),
-    )
+    asked = open_sources(spark, config, range(CANDIDATES, CANDIDATES + 1), None)[0]
+    night, first = _night(_rows_of(spark, asked), config)
+    look = look_back(config, first) if champion else Lookback(None, None, {})
+    sources = [*(open_sources(spark, config, range(CANDIDATES), look.days) if champion else ()), asked]
+    for notice in (notice for source in sources for notice in source.notices):
+        logger.warning(notice)
+    read = range(CANDIDATES + 1) if champion else range(CANDIDATES, CANDIDATES + 1)
+    inputs = manifest.fingerprints(config, read, look.days)
+    job = _job(config, champion, given, night, look, sources)
     try:
-        scored = shuffled(spark, sources, config.etl.buckets, None).mapInArrow(
-            run_nights(job), from_arrow_schema(RESULT)
-        )
-        results = scored.toArrow().to_pylist()
-        staged = [Staged(**json.loads(row["payload"])) for row in results if row["kind"] == "scores"]
-        counts = _counts([json.loads(row["payload"]) for row in results if row["kind"] == "counts"])
-        committed = store.commit(table, staged, layout, {"policy_version": version}, base, {"night": [night]})
+        passes = Passes(spark, config, sources, look, job)
+        if champion is None:
+            staged, counts, quota, price = *passes.hold(), None, None
+        elif (target := _target(config)) is None:
+            staged, counts, quota, price = *passes.score(), None, job.default
+        else:
+            quota = passes.quota(champion, *target)
+            staged, counts, price = *passes.finish(quota.price), quota.price
+        if (freeze.frozen(config) is None) != (champion is not None):
+            raise TransientError(f"{config.run_dir}: {SOMEBODY[champion is None]}; score again.")
+        logger.info("scores: about to commit %d rows", counts["candidates"])
+        facts = {"policy_version": job.version or FROZEN}
+        committed = store.commit(table, staged, layout, facts, base, {"night": [night]})
+        logger.info("scores: version %d committed", committed)
     except BaseException:
         store.discard(table, job.run)
         raise
-    return {
+    passes.tidy()
+    found = {
         "night": night,
-        "model_version": version,
-        "policy": champion.lineage.get("learner"),
+        "model_version": job.version,
+        "policy": champion.lineage.get("learner") if champion else FROZEN,
         "version": committed,
         **counts,
+        "fingerprint": champion.fingerprint if champion else None,
+        "stale": given.stale if given else None,
+        "checked_at": given.checked_at if given else None,
+        "frozen": stopped,
+        "lambda": price.lambda_ if price else None,
+        "theta": price.theta if price else None,
+        "budget": quota.as_dict() if quota else None,
+        "as_of": text_of(job.plan.as_of),
+        "read_from": None if look.days is None else text_of(look.days[0] * 24 * HOUR)[:10],
+        "newest": passes.newest,
+        "inputs": inputs,
+        "input_versions": look.versions,
+        "seed": config.seed,
+        "config_hash": config.digest(),
+        "scores_fingerprint": store.fingerprint(DeltaTable(table), {"night": night}),
     }
+    manifest.write(table, night, found)
+    logger.info("scores: manifest written")
+    return found
+
+
+def _job(
+    config: Config,
+    champion: artifact.Artifact | None,
+    given: Champion | None,
+    night: str,
+    look: Lookback,
+    sources: list[Source],
+) -> Night:
+    score, names, now = config.score, list(config.actions), as_of(config)
+    fallback = None
+    if score.fallback != FALLBACK_LOGGING:
+        # Of actions without `hold` the first stands in for it.
+        fallback = names.index(score.fallback) if score.fallback in names else 0
+    files = given.folder.iterdir() if given else ()
+    return Night(
+        # Nothing is cut into rows here: what is known at a candidate needs neither watermark nor warm-up.
+        plan=make_plan(config, now + 1, 0),
+        files={path.name: path.read_bytes() for path in sorted(files) if path.is_file()},
+        fingerprint=champion.fingerprint if champion else "",
+        version=given.version if given else None,
+        night=night,
+        valid_us=round(score.valid_hours * HOUR),
+        rules=Rules(_seed(config, night), fallback, score.new_users == "model"),
+        resume=look.resume,
+        forgotten=forgotten(config),
+        schemas={source.code: source.schema for source in sources},
+        root=(config.run_dir / "scores").resolve(),
+        run=new_run(),
+    )
+
+
+def _target(config: Config) -> tuple[float, bool] | None:
+    """(amount, whether it is a share of the candidates) of tonight's quota; None where there is none."""
+    score = config.score
+    if score.sends_at_most is not None:
+        return score.sends_at_most, False
+    return None if score.share_at_most is None else (score.share_at_most, True)
 
 
 def _rows_of(spark: SparkSession, source: Source) -> DataFrame:
@@ -122,22 +215,11 @@ def _check_contract(champion: artifact.Artifact, config: Config) -> None:
         )
 
 
-def _check_one_each(candidates: DataFrame, config: Config) -> None:
-    """Raise InputError where a limit on sends holds and a user has several candidates: each would be judged alone."""
-    limits = config.constraints
-    if limits.max_sends_24h is None and limits.max_sends_7d is None and limits.min_gap_hours is None:
-        return
-    several = candidates.where("user_id is not null").groupBy("user_id").count().where("count > 1").first()
-    if several is not None:
-        raise InputError(
-            f"data.candidates: user {several['user_id']} has {several['count']} candidates tonight, and [constraints] "
-            "limits sends: each would be judged as if the others were not sent; give one candidate per user, or score "
-            "them in turn."
-        )
+def _night(candidates: DataFrame, config: Config) -> tuple[str, int]:
+    """The earliest decide_at: its UTC date, and in us.
 
-
-def _night(candidates: DataFrame, config: Config) -> str:
-    """UTC date of the earliest decide_at. Raises InputError where there is no candidate, or an id stands twice."""
+    Raises InputError where there is no candidate, or an id stands twice.
+    """
     place = config.data.candidates.path if config.data.candidates else "data.candidates"
     seen = candidates.agg(
         F.count("*").alias("rows"),
@@ -152,17 +234,5 @@ def _night(candidates: DataFrame, config: Config) -> str:
             f"{place}: candidate_id {twice['row_id'] if twice else None!r} is null or stands more than once "
             f"({seen['rows']} rows, {seen['ids']} ids); give every candidate an id of its own."
         )
-    return str((datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(seen["first"]))).date())
-
-
-def _counts(groups: list[list[list[Any]]]) -> dict[str, Any]:
-    """Candidates in all, by action and by the rule that decided, from what the buckets counted."""
-    by_action: dict[str, int] = {}
-    by_rule: dict[str, int] = {}
-    until = None
-    for action, rule, rows, last in sorted((each for bucket in groups for each in bucket), key=str):
-        by_action[action] = by_action.get(action, 0) + rows
-        by_rule[rule or "policy"] = by_rule.get(rule or "policy", 0) + rows
-        until = last if until is None else max(until, last or until)
-    ends = None if until is None else (datetime(1970, 1, 1) + timedelta(microseconds=until)).isoformat()
-    return {"candidates": sum(by_action.values()), "by_action": by_action, "by_rule": by_rule, "valid_until": ends}
+    first = int(seen["first"])
+    return str((datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=first)).date()), first

@@ -21,6 +21,8 @@ from pipelines.config import Config
 from pipelines.etl import store
 
 LOG = "_delta_log"
+MANIFESTS = "manifests"
+"""Folder of a table in which a person is told of its rows; it holds none."""
 PINS = {"transitions": "data_version", "propensities": "estimates_version"}
 """Table -> key of a model's lineage that names the version it was learned from."""
 
@@ -79,11 +81,11 @@ def tables(config: Config) -> dict[str, Path]:
 
 
 def present(table: Path) -> dict[str, tuple[int, float]]:
-    """Path relative to the table -> (bytes, time of the last change) of every file beside the log."""
+    """Path relative to the table -> (bytes, time of the last change) of every file beside the log and manifests."""
     found = {}
     for folder, folders, names in os.walk(table):
-        if LOG in folders:
-            folders.remove(LOG)
+        if Path(folder) == table:
+            folders[:] = [name for name in folders if name not in (LOG, MANIFESTS)]
         for name in names:
             path = Path(folder, name)
             # A running job may have just moved it.

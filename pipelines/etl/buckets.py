@@ -104,7 +104,7 @@ def _bucket(job: Job, bucket: int, tables: Mapping[int, pa.Table]) -> Iterator[R
     if job.forgotten:
         tables, dropped = _without(tables, job)
         yield FORGOTTEN, json.dumps(dropped).encode()
-    before = _before(job.resume, bucket) if job.resume else None
+    before = before_of(job.resume, bucket)
     marked = mark(tables, job.plan, before)
     for code in marked.marks:
         yield from _quarantine(job, code, marked)
@@ -136,7 +136,10 @@ def _without(tables: Mapping[int, pa.Table], job: Job) -> tuple[dict[int, pa.Tab
     return kept, dropped
 
 
-def _before(resume: Resume, bucket: int) -> Before:
+def before_of(resume: Resume | None, bucket: int) -> Before | None:
+    """What a bucket takes from the runs before, where a run starts in the middle of the log."""
+    if resume is None:
+        return None
     rows = _read(resume.rows.get(bucket, ()), ["user_id", "decided_at"])
     last = rows.group_by("user_id").aggregate([("decided_at", "max")])
     consent = _read(resume.consent.get(bucket, ()), ["user_id", "at", "logged", "kind"])

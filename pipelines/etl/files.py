@@ -50,21 +50,23 @@ class Lake:
         return tuple(piece for piece in self.groups if piece.day is None or days[0] <= piece.day <= days[1])
 
 
-def survey(key: str, path: Path, is_read: Callable[[str], bool]) -> Lake:
-    """Read the footer of every file of the dataset.
+def survey(key: str, path: Path, is_read: Callable[[str], bool], days: tuple[int, int] | None = None) -> Lake:
+    """Read the footer of every file of the dataset that may hold rows which arrived on `days` (first and last).
 
-    A column that is not read may come and go: it is told in a notice where it is not in every file. Raises InputError
-    for a file that is no Parquet, and for a column that is read and whose type is not the same in all files.
+    Where no file does, the newest says which columns there are. A column that is not read may come and go: it is told
+    in a notice where it is not in every file. Raises InputError for a file that is no Parquet, and for a column that
+    is read and whose type is not the same in all files.
     """
     types: dict[str, tuple[pa.DataType, str]] = {}
     groups: list[Piece] = []
     seen: Counter[str] = Counter()
     # Workers may run in another folder.
     path = path.resolve()
-    paths = list(_listed(path))
-    for name in paths:
+    found = placed(key, path)
+    inside = [(name, day) for name, day in found if days is None or day is None or days[0] <= day <= days[1]]
+    paths = inside or found[-1:]
+    for name, day in paths:
         footer = _footer(key, name)
-        day = _day(key, name, os.path.relpath(name, path if path.is_dir() else path.parent))
         old = {column.name for column in map(footer.schema.column, range(len(footer.schema)))
                if column.physical_type == "INT96"}  # fmt: skip
         for field in footer.schema.to_arrow_schema():
@@ -95,6 +97,15 @@ def survey(key: str, path: Path, is_read: Callable[[str], bool]) -> Lake:
         if count < len(paths)
     )
     return Lake({name: kind for name, (kind, _) in types.items()}, tuple(groups), notices)
+
+
+def placed(key: str, path: Path) -> list[tuple[str, int | None]]:
+    """Every file of a dataset in order, with the arrival day of its folder, None where it names none.
+
+    Raises InputError for the folder of a day that does not exist.
+    """
+    root = path if path.is_dir() else path.parent
+    return [(name, _day(key, name, os.path.relpath(name, root))) for name in _listed(path)]
 
 
 def _listed(path: Path) -> Iterator[str]:

@@ -14,30 +14,43 @@ PERIOD = 0.1
 """Seconds between two looks."""
 
 
+WRITTEN = "%s: %d of %d buckets written"
+
+
 @contextmanager
-def watched(spark: SparkSession, what: str, tasks: int) -> Iterator[None]:
-    """Watch the stage of `tasks` tasks that the actions inside run; log its first task, its half and its end."""
+def watched(
+    spark: SparkSession,
+    what: str,
+    tasks: int,
+    log: logging.Logger = logger,
+    lines: tuple[str, str] = (WRITTEN, WRITTEN),
+) -> Iterator[None]:
+    """Watch the stage of `tasks` tasks that the actions inside run; log its first task and its half, in these words."""
     group, over = f"{what}-{id(object())}", threading.Event()
     spark.sparkContext.setJobGroup(group, what)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         row = bar.add_task(what, total=tasks)
+        left = list(zip((1, max(tasks // 2, 1)), lines, strict=True))
+
+        def tell(done: int) -> None:
+            bar.update(row, completed=done)
+            while left and left[0][0] <= done:
+                log.info(left.pop(0)[1], what, done, tasks)
 
         def look() -> None:
-            told = 0
             while not over.wait(PERIOD):
-                done = _done(spark, group, tasks)
-                bar.update(row, completed=done)
-                for milestone in (1, max(tasks // 2, 1)):
-                    if told < milestone <= done:
-                        logger.info("%s: %d of %d buckets written", what, done, tasks)
-                        told = milestone
+                tell(_done(spark, group, tasks))
 
         watcher = threading.Thread(target=look, daemon=True)
         watcher.start()
         try:
             yield
+            over.set()
+            watcher.join()
+            # What was over before anybody looked is told all the same.
+            tell(tasks)
         finally:
             over.set()
             watcher.join()

@@ -48,8 +48,11 @@ EVER = -(1 << 31)
 
 
 def days_of(code: int, days: Days | None) -> Days | None:
-    """The arrival days of a dataset that a run over `days` reads: of `users` all before too, since a row holds on."""
-    return (EVER, days[1]) if days is not None and code == USERS else days
+    """The arrival days of a dataset that a run over `days` reads: of `users` all before too, since a row holds on; of
+    candidates all there are."""
+    if days is None or code == CANDIDATES:
+        return None
+    return (EVER, days[1]) if code == USERS else days
 
 
 TEXT, NUMBER, TIME, TEXTS = "string", "double", "timestamp", "array<string>"

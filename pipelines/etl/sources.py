@@ -91,7 +91,7 @@ def open_dataset(
     notices: tuple[str, ...] = ()
     schema = None
     if _format(dataset) == "parquet":
-        lake = files.survey(key, dataset.path, _mentioned(dataset, columns))
+        lake = files.survey(key, dataset.path, _mentioned(dataset, columns), days)
         notices = lake.notices
         plain = _plain(dataset, columns, lake)
         if plain is not None:

@@ -111,9 +111,11 @@ def place(table: DeltaTable, path: str) -> Path:
     return Path(url2pathname(urlparse(table.table_uri).path)) / unquote(path)
 
 
-def fingerprint(table: DeltaTable) -> str:
-    """Hash of the content of the table's files: equal for equal rows, whatever runs and executors wrote them."""
-    named = sorted(str(Path(*Path(path).parts[1:])) for path, _ in files(table))
+def fingerprint(table: DeltaTable, partition: Mapping[str, str] | None = None) -> str:
+    """Hash of the content of the table's files, or of those of one partition: equal for equal rows, whatever runs and
+    executors wrote them."""
+    wanted = (partition or {}).items()
+    named = sorted(str(Path(*Path(path).parts[1:])) for path, values in files(table) if wanted <= values.items())
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
 
 

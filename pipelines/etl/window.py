@@ -115,8 +115,8 @@ def open_window(
         since=since,
         known_since=known_since,
         first_day=days[0],
-        rows=_by_bucket(base, _date(since - plan.max_gap), _date(since)),
-        consent=_by_bucket(consent),
+        rows=by_bucket(base, _date(since - plan.max_gap), _date(since)),
+        consent=by_bucket(consent),
     )
     return Window(plan, facts, ((known_since - plan.max_lateness) // DAY, facts.last_day), resume)
 
@@ -156,7 +156,7 @@ def _date(moment: int) -> str:
     return str(EPOCH + timedelta(days=moment // DAY))
 
 
-def _by_bucket(table: DeltaTable | None, first: str = "", before: str = "~") -> dict[int, tuple[str, ...]]:
+def by_bucket(table: DeltaTable | None, first: str = "", before: str = "~") -> dict[int, tuple[str, ...]]:
     """Bucket -> absolute paths of its files of the days first <= ds < before."""
     found: dict[int, list[str]] = {}
     for path, values in store.files(table) if table is not None else ():

@@ -16,14 +16,14 @@ Each step reads what the steps before it left in the run's folder and leaves its
 
 Beside the road: sweep leaves sweep/NAME/, MLflow runs and steps/sweep.json, which pick reads; abtest plan and abtest
 read leave steps/abtest_plan.json and steps/abtest.json; vacuum removes files of the tables, forget erases users from
-them and leaves forgotten.json.
+them and leaves forgotten.json; freeze leaves frozen.json, which score obeys until unfreeze removes it.
 """
 
 from typing import Any
 
 from models import table
 from pipelines.config import Config
-from pipelines.jobs.acting import promote, score
+from pipelines.jobs.acting import freeze, promote, score, unfreeze
 from pipelines.jobs.data import etl, forget, propensity, quality, simulate, vacuum
 from pipelines.jobs.judging import evaluate, explain
 from pipelines.jobs.learning import pick, sweep, train, train_by_spark
@@ -37,6 +37,7 @@ __all__ = [
     "evaluate",
     "explain",
     "forget",
+    "freeze",
     "pick",
     "promote",
     "propensity",
@@ -48,6 +49,7 @@ __all__ = [
     "sweep",
     "train",
     "train_by_spark",
+    "unfreeze",
     "vacuum",
 ]
 

@@ -1,17 +1,21 @@
 """Steps after which something acts: promote and score."""
 
 import json
+import logging
 from dataclasses import asdict
 from typing import Any
 
 from models.errors import InputError
 from models.training import BEHAVIOUR
+from pipelines import freeze as brake
 from pipelines import summary as summaries
 from pipelines.config import Config
 from pipelines.jobs.judging import artifacts_of, fingerprints_of
 from pipelines.jobs.steps import console, left_by, policy_folder, registry_of, session, step, step_path
-from pipelines.night import run_scoring
+from pipelines.night import run_frozen, run_scoring
 from policies.gate import judge
+
+logger = logging.getLogger("tactful.score")
 
 
 def promote(config: Config) -> dict[str, Any]:
@@ -58,11 +62,31 @@ def _register(config: Config, verdict: dict[str, Any]) -> dict[str, Any]:
 
 
 def score(config: Config) -> dict[str, Any]:
-    """Decide for every candidate of the night with the registry's champion."""
+    """Decide for every candidate of the night with the registry's champion; hold them all while frozen."""
     if config.data.candidates is None:
         raise InputError("data.candidates: missing; say where tonight's candidates lie, or do without `tactful score`.")
     with step(config, "score") as result:
+        if (found := brake.frozen(config)) is not None:
+            logger.warning("%s: every candidate is held until `tactful unfreeze`.", brake.in_words(found))
+            with session(config) as spark:
+                result.update(run_frozen(spark, config))
+            return result
         folder, version = registry_of(config).load("champion")
         with session(config) as spark:
             result.update(run_scoring(spark, config, folder, version))
     return result
+
+
+def freeze(config: Config, reason: str = "") -> dict[str, str]:
+    """Make every score hold until `unfreeze`; returns since when, by whom and why."""
+    found = brake.freeze(config, reason)
+    console.print(f"{brake.in_words(found)}; every score holds until `tactful unfreeze`.", markup=False)
+    return found
+
+
+def unfreeze(config: Config) -> dict[str, str] | None:
+    """Let the champion decide again; returns what was lifted, None where nothing was frozen."""
+    found = brake.unfreeze(config)
+    said = "nothing was frozen" if found is None else f"lifted: {brake.in_words(found)}"
+    console.print(f"{said}; the champion decides.", markup=False)
+    return found

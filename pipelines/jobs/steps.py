@@ -1,6 +1,5 @@
 """What every step shares: the terminal, the run's folder, a session, the registry, and what a policy came from."""
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -99,10 +98,6 @@ def _window(transitions: table.Transitions) -> list[str]:
     return table.span(transitions.decided_at.min(), transitions.decided_at.max())
 
 
-def _config_hash(config: Config) -> str:
-    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
-
-
 def lineage_of(config: Config, transitions: table.Transitions) -> dict[str, Any]:
     """What a policy was learned from, or what was evaluated without learning."""
     return {
@@ -110,7 +105,7 @@ def lineage_of(config: Config, transitions: table.Transitions) -> dict[str, Any]
         "estimates_version": transitions.estimates_version,
         "fingerprint": transitions.fingerprint,
         "window": _window(transitions),
-        "config_hash": _config_hash(config),
+        "config_hash": config.digest(),
         "etl_hash": config.etl_hash(),
         "commit": _commit(),
         "seed": config.seed,

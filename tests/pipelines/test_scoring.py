@@ -135,15 +135,6 @@ def test_nights_stand_beside_each_other_and_one_is_replaced_whole(spark: SparkSe
     assert "b" not in found
 
 
-def test_limits_on_sends_want_one_candidate_a_user(spark: SparkSession, tmp_path: Path) -> None:
-    """Judged alone, each of two would be sent as if the other were not."""
-    frame = spark.createDataFrame([("u01",), ("u02",), ("u01",), (None,), (None,)], "user_id string")
-    night._check_one_each(frame, config_of(tmp_path))
-    limited = config_of(tmp_path, constraints={"max_sends_24h": 1})
-    with pytest.raises(InputError, match=r"user u01 has 2 candidates tonight.*one candidate per user"):
-        night._check_one_each(frame, limited)
-
-
 @pytest.mark.parametrize(
     ("rows", "changes", "words"),
     [
