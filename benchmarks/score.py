@@ -1,16 +1,17 @@
 """Scoring against `mlflow.pyfunc.spark_udf` of the same model: `make bench-score`.
 
-Users with 32 features in one array<float> column; a policy whose three networks (Q, the cloned logging policy, fitted
-values) have two hidden layers of 256 units each. In one Spark session, in turn, `rounds` times each after one to warm
-up, with the same threads, the same Arrow batches and the same sink (Spark's `noop`, which takes every row):
+Users with 32 features in one array<float> column of Parquet files; a policy whose three networks (Q, the cloned logging
+policy, fitted values) have two hidden layers of 256 units each. In one Spark session, in turn, `rounds` times each
+after one to warm up, with the same threads, the same Arrow batches and the same sink (Spark's `noop`, which takes every row):
 
 - mlflow: `spark_udf` with env_manager "local" of the Q network alone, in the form that is fastest;
-- q: `pipelines.inference.predicted`, the same network, the model alone;
-- full: `pipelines.inference.decided`: all three networks, legal actions under constraints, a volume budget met over all
-  users, exploration, hashed draws and propensities, as rows of the scores table.
+- q: `pipelines.inference.predicted`, the same network, the model alone, from the same DataFrame;
+- q_files: the same, its tasks reading the files with Arrow instead of Spark;
+- full: `pipelines.inference.decided`, reading the files: all three networks, legal actions under constraints, a volume
+  budget met over all users, exploration, hashed draws and propensities, as rows of the scores table.
 
-Both keep the user's id beside what they say. At last each alone, in a process of its own, at a fifth of the users and
-at all of them, while the memory of its process tree (JVM and Python workers) is sampled.
+All keep the candidate's id beside what they say. At last each alone, in a process of its own, at a fifth of the users
+and at all of them, while the memory of its process tree (JVM and Python workers) is sampled.
 """
 
 import json
@@ -19,12 +20,14 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -42,7 +45,7 @@ from models.train import Learned
 from pipelines.config import Config, validate
 from pipelines.etl.plans import as_of, make_plan
 from pipelines.etl.staging import new_run
-from pipelines.inference import FACTS, Network, decided, predicted
+from pipelines.inference import FACTS, Network, States, decided, predicted
 from pipelines.rounds import Rules
 from pipelines.scoring import Night
 from pipelines.session import spark_session
@@ -60,8 +63,8 @@ TOLERANCE = 1e-5
 AIM = 2.5
 BARS = {"q_to_mlflow": 1.5, "full_to_mlflow": 1.0}
 A_HUNDRED_MILLION = 100_000_000
-NAMES = ("mlflow", "q", "full")
-SAME_ROWS = 20_000
+NAMES = ("mlflow", "q", "q_files", "full")
+SAME_USERS = "candidate_id < 'c000020000'"
 """Users whose Q is compared."""
 MODULE = "benchmarks.score"
 PACKAGES = ("pyspark", "mlflow", "onnxruntime", "pyarrow", "numpy", "pandas")
@@ -195,27 +198,32 @@ def night_of(config: Config, folder: Path, root: Path) -> Night:
     )
 
 
-Contender = Callable[[DataFrame], DataFrame]
+Contender = Callable[[], DataFrame]
 
 
-def contenders(spark: SparkSession, config: Config, out: Path) -> dict[str, Contender]:
-    """By NAMES: a table of users -> a table of what was said of them."""
+def contenders(spark: SparkSession, config: Config, out: Path, size: str) -> dict[str, Contender]:
+    """By NAMES: what was said of the users of that size."""
     import mlflow.pyfunc
 
+    folder = out / "users" / size
+    users, files = spark.read.parquet(str(folder)), States.of(spark, folder)
     udf = mlflow.pyfunc.spark_udf(spark, str(out / "mlflow"), result_type="array<float>", env_manager="local")
-    network = Network.of(out / "policy", ("q",))
+    network, rows = Network.of(out / "policy", ("q",)), users.count()
 
-    def by_mlflow(users: DataFrame) -> DataFrame:
+    def by_mlflow() -> DataFrame:
         return users.select("candidate_id", udf("state").alias("q"))
 
-    def q(users: DataFrame) -> DataFrame:
-        return predicted(users.select("candidate_id", "state"), network)
+    def q() -> DataFrame:
+        return predicted(States.of(spark, users), network, ["candidate_id"])
 
-    def full(users: DataFrame) -> DataFrame:
+    def q_files() -> DataFrame:
+        return predicted(files, network, ["candidate_id"])
+
+    def full() -> DataFrame:
         shutil.rmtree(out / "scores", ignore_errors=True)
-        return decided(users, night_of(config, out / "policy", out / "scores"), QUOTA * users.count())[0]
+        return decided(files, night_of(config, out / "policy", out / "scores"), QUOTA * rows)[0]
 
-    return dict(zip(NAMES, (by_mlflow, q, full), strict=True))
+    return dict(zip(NAMES, (by_mlflow, q, q_files, full), strict=True))
 
 
 @app.command(name="bench")
@@ -245,6 +253,7 @@ def bench(
             console.print(f"  {name}, {sizes[size]:,} users: peak {peaks[name][size] / 2**30:.2f} GiB")
     summary = {
         **summarised(timed["seconds"], users),
+        "cpu_us_per_user": {name: median(each) / users * 1e6 for name, each in timed["cpu_seconds"].items()},
         "q_difference": timed["q_difference"],
         "peak_bytes": peaks["full"].get("all"),
         "peaks": peaks,
@@ -281,19 +290,25 @@ def timed(
     """All contenders in turn in one session, and how far their Q lie apart; writes OUT/time.json."""
     config = config_of(out, threads, batch, heap)
     spark = spark_session(config.spark, "bench-score")
-    users = spark.read.parquet(str(out / "users" / "all"))
-    found = contenders(spark, config, out)
+    found = contenders(spark, config, out, "all")
     seconds: dict[str, list[float]] = {name: [] for name in found}
+    cpu: dict[str, list[float]] = {name: [] for name in found}
     for turn in range(rounds + 1):
         for name, contender in found.items():
-            started = time.perf_counter()
-            drained(contender(users))
-            took = time.perf_counter() - started
-            console.print(f"  {'warm-up' if turn == 0 else f'round {turn}'} {name}: {took:.1f} s")
+            started, used = time.perf_counter(), cpu_seconds()
+            drained(contender())
+            took, used = time.perf_counter() - started, cpu_seconds() - used
+            console.print(f"  {'warm-up' if turn == 0 else f'round {turn}'} {name}: {took:.1f} s, {used:.1f} s of CPU")
             # The first is to load classes and models and to fill the page cache.
             if turn:
                 seconds[name].append(took)
-    result = {"seconds": seconds, "q_difference": q_difference(users, found), "quota": quota_met(users, config, out)}
+                cpu[name].append(used)
+    result = {
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "q_difference": q_difference(found),
+        "quota": quota_met(spark, config, out),
+    }
     (out / "time.json").write_text(json.dumps(result, indent=2))
     spark.stop()
 
@@ -310,29 +325,40 @@ def memory(
     """One contender alone, once; writes OUT/memory.json. Whoever starts it samples its memory."""
     config = config_of(out, threads, batch, heap)
     spark = spark_session(config.spark, "bench-score")
-    drained(contenders(spark, config, out)[contender](spark.read.parquet(str(out / "users" / size))))
+    drained(contenders(spark, config, out, size)[contender]())
     (out / "memory.json").write_text("{}")
     spark.stop()
+
+
+def cpu_seconds() -> float:
+    """Of this process, the JVM and the Python workers, which stay from run to run."""
+    tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    total = 0.0
+    for process in tree:
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            used = process.cpu_times()
+            total += used.user + used.system
+    return total
 
 
 def drained(found: DataFrame) -> None:
     found.write.format("noop").mode("overwrite").save()
 
 
-def q_difference(users: DataFrame, found: dict[str, Contender]) -> float:
-    """The largest distance of Q from MLflow's, over SAME_ROWS users."""
-    few = users.limit(SAME_ROWS)
-    theirs, ours = (found[name](few).toPandas().set_index("candidate_id") for name in ("mlflow", "q"))
-    a, b = (np.stack(each.iloc[:, 0].to_list()) for each in (theirs, ours.loc[theirs.index]))
-    return float(np.abs(a - b).max())
+def q_difference(found: dict[str, Contender]) -> float:
+    """The largest distance of Q from MLflow's, over SAME_USERS."""
+    few = [found[name]().where(SAME_USERS).toPandas().set_index("candidate_id") for name in NAMES[:3]]
+    theirs, *ours = (np.stack(each.loc[few[0].index]["q"].to_list()) for each in few)
+    return float(max(np.abs(each - theirs).max() for each in ours))
 
 
-def quota_met(users: DataFrame, config: Config, out: Path) -> Report:
+def quota_met(spark: SparkSession, config: Config, out: Path) -> Report:
     """What the budget came to, in expectation and as it was drawn."""
-    night = night_of(config, out / "policy", out / "scores")
-    scores, quota = decided(users, night, QUOTA * users.count())
+    folder, night = out / "users" / "all", night_of(config, out / "policy", out / "scores")
+    rows = spark.read.parquet(str(folder)).count()
+    scores, quota = decided(States.of(spark, folder), night, QUOTA * rows)
     drawn = scores.where("action = 'send'").count()
-    shutil.rmtree(night.desk, ignore_errors=True)
+    shutil.rmtree(out / "scores", ignore_errors=True)
     return {**quota.as_dict(), "drawn": drawn}
 
 
@@ -341,8 +367,7 @@ def summarised(seconds: dict[str, list[float]], users: int) -> Report:
     rate = {name: users / median(each) for name, each in seconds.items()}
     return {
         "to_mlflow_spark_udf": rate["q"] / rate["mlflow"],
-        "q_to_mlflow": rate["q"] / rate["mlflow"],
-        "full_to_mlflow": rate["full"] / rate["mlflow"],
+        **{f"{name}_to_mlflow": each / rate["mlflow"] for name, each in rate.items() if name != "mlflow"},
         "users_per_s": rate["full"],
         "rates": rate,
         "seconds": seconds,
@@ -352,13 +377,14 @@ def summarised(seconds: dict[str, list[float]], users: int) -> Report:
 def told(summary: Report) -> None:
     """Rates, ratios, and what a hundred million users need."""
     table = Table(title=f"{summary['users']:,} users, {FEATURES} features", title_justify="left")
-    for column in ("contender", "users/s", "to mlflow", "peak, GiB", "100 M users"):
+    for column in ("contender", "users/s", "to mlflow", "CPU us/user", "peak, GiB", "100 M users"):
         table.add_column(column, justify="left" if column == "contender" else "right")
     for name, rate in summary["rates"].items():
         peak = summary["peaks"][name].get("all")
         hours = f"{A_HUNDRED_MILLION / rate / 60:,.0f} min"
         ratio = f"{rate / summary['rates']['mlflow']:.2f}"
-        table.add_row(name, f"{rate:,.0f}", ratio, "–" if peak is None else f"{peak / 2**30:.2f}", hours)
+        cpu = f"{summary['cpu_us_per_user'][name]:.1f}"
+        table.add_row(name, f"{rate:,.0f}", ratio, cpu, "–" if peak is None else f"{peak / 2**30:.2f}", hours)
     console.print(table)
     threads, hours = summary["settings"]["threads"], A_HUNDRED_MILLION / summary["users_per_s"] / 3600
     console.print(

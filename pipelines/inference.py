@@ -7,31 +7,35 @@
 | state                        | array<float>  | [S] in the order of the contract, raw units; null or NaN where unknown |
 | notifications_on, local_hour, sends_24h, sends_7d, hours_since_send | double | what limits read, see `constraints.legal_actions` |
 
-`predict_states` needs the state alone. A decision takes two passes, as a night does: every row is judged once and laid
+It is a DataFrame, or a folder of plain Parquet files, which the tasks then read with Arrow themselves: no row is taken
+out of the JVM. Asking for the networks alone needs no column but the state. A decision takes two passes, as a night does: every row is judged once and laid
 aside with its part of the volume, one price is found, and the rows are drawn at it.
 """  # noqa: E501
 
 import json
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache, reduce
 from operator import add
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame
-from pyspark.sql.pandas.types import from_arrow_schema
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_type
+from pyspark.sql.types import StructType
 
 from models import artifact
 from models.errors import InputError
 from pipelines.desk import as_table, from_table, lay
 from pipelines.etl.blocks import Batches
 from pipelines.etl.buckets import RESULT
+from pipelines.etl.files import Piece, packed, survey
 from pipelines.quota import Quota, meet
 from pipelines.rounds import ONLY_LEGAL_ACTION, Judged, Price
 from pipelines.scoring import JUDGED, VOLUME, Night, champion_of, scored_rows, scores_schema
@@ -42,6 +46,7 @@ STATE = "state"
 IDS = ("candidate_id", "user_id", "decide_at")
 FACTS = ("notifications_on", "local_hour", "sends_24h", "sends_7d", "hours_since_send")
 TASKS_A_CORE = 4
+ROWS_OF_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
 
 
 @dataclass(frozen=True)
@@ -106,11 +111,71 @@ def predict_states(network: Network) -> Callable[[Batches], Batches]:
     return run
 
 
-def predicted(frame: DataFrame, network: Network) -> DataFrame:
-    """`frame` with the network's outputs in the place of its `state`."""
-    kept = [f"{field.name} {field.dataType.simpleString()}" for field in frame.schema.fields if field.name != STATE]
-    schema = ", ".join([*kept, *(f"{name} array<float>" for name in network.outputs)])
-    return frame.mapInArrow(predict_states(network), schema)
+@dataclass(frozen=True)
+class States:
+    """The table, wherever it lies."""
+
+    spark: SparkSession
+    frame: DataFrame | None
+    pieces: tuple[Piece, ...] = ()
+    """Row groups of its files, where tasks read them."""
+    types: Mapping[str, pa.DataType] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, spark: SparkSession, table: DataFrame | Path) -> "States":
+        """Raises InputError for a folder without Parquet files, or with one that is none."""
+        if isinstance(table, DataFrame):
+            kinds = {name: to_arrow_type(table.schema[name].dataType, timezone="UTC") for name in table.columns}
+            return cls(spark, table, (), kinds)
+        lake = survey(STATE, table, lambda _: True)
+        if not lake.types:
+            raise InputError(f"{table}: no Parquet file; name the folder of the table of states.")
+        return cls(spark, None, lake.groups, lake.types)
+
+    def over(self, columns: Sequence[str], kernel: Callable[[Batches], Batches], schema: pa.Schema) -> DataFrame:
+        """What the kernel makes of the columns, batch by batch of spark.sql.execution.arrow.maxRecordsPerBatch rows.
+
+        Raises InputError for a column that is missing.
+        """
+        missing = [name for name in columns if name not in self.types]
+        if missing:
+            raise InputError(f"{STATE}: the table lacks {', '.join(missing)}; needed are {', '.join(columns)}.")
+        wanted = from_arrow_schema(schema)
+        if self.frame is not None:
+            return self.frame.select(*columns).mapInArrow(kernel, wanted)
+        cores = self.spark.sparkContext.defaultParallelism
+        rows = int(self.spark.conf.get(ROWS_OF_BATCH, "10000") or 0)
+        return _dealt(self.spark, packed(self.pieces, cores), lambda some: kernel(_read(some, columns, rows)), wanted)
+
+
+def _read(tasks: Iterable[list[Piece]], columns: Sequence[str], rows: int) -> Batches:
+    for piece in (piece for task in tasks for piece in task):
+        with pq.ParquetFile(piece.path) as file:
+            groups = file.iter_batches(rows, [piece.group], list(columns), use_threads=False)
+            yield from (batch.select(list(columns)) for batch in groups)
+
+
+def _dealt(
+    spark: SparkSession, items: Sequence[Any], kernel: Callable[[Iterable[Any]], Batches], schema: StructType
+) -> DataFrame:
+    """What the kernel makes of the items, some to each task."""
+    dealt = tuple(items)
+
+    def run(batches: Batches) -> Batches:
+        yield from kernel(dealt[place] for batch in batches for place in batch.column("id").to_pylist())
+
+    tasks = min(len(dealt), TASKS_A_CORE * spark.sparkContext.defaultParallelism)
+    return spark.range(0, len(dealt), 1, max(tasks, 1)).mapInArrow(run, schema)
+
+
+def predicted(states: States, network: Network, keep: Sequence[str] = ()) -> DataFrame:
+    """The network's outputs at every state, beside the columns of `keep`.
+
+    Raises InputError for a column that is missing, and states of another number of features.
+    """
+    kept = [pa.field(name, states.types[name]) for name in keep if name in states.types]
+    schema = pa.schema([*kept, *(pa.field(name, pa.list_(pa.float32())) for name in network.outputs)])
+    return states.over([*keep, STATE], predict_states(network), schema)
 
 
 def _lists(found: NDArray[np.float32]) -> pa.Array:
@@ -137,51 +202,50 @@ def judge_states(job: Night) -> Callable[[Batches], Batches]:
     return run
 
 
-def weigh_states(job: Night, window: tuple[float, float]) -> Callable[[Batches], Batches]:
+def weigh_states(job: Night, window: tuple[float, float]) -> Callable[[Iterable[str]], Batches]:
     """Names of files that were laid aside -> the volume of their rows, told apart inside `window`."""
 
-    def run(batches: Batches) -> Batches:
+    def run(names: Iterable[str]) -> Batches:
         champion = champion_of(job)
-        for name in _names(batches):
+        for name in names:
             yield _result(VOLUME, _on_desk(job, name).volume(champion, window).packed())
 
     return run
 
 
-def finish_states(job: Night, price: Price) -> Callable[[Batches], Batches]:
+def finish_states(job: Night, price: Price) -> Callable[[Iterable[str]], Batches]:
     """Names of files that were laid aside -> rows of the scores table at that price."""
 
-    def run(batches: Batches) -> Batches:
+    def run(names: Iterable[str]) -> Batches:
         champion = champion_of(job)
-        for name in _names(batches):
+        for name in names:
             judged = _on_desk(job, name)
             yield from scored_rows(judged, job, judged.probabilities(champion, price)).combine_chunks().to_batches()
 
     return run
 
 
-def decided(frame: DataFrame, job: Night, quota: float) -> tuple[DataFrame, Quota]:
-    """The scores of every row of `frame` at the price whose expected sends are `quota`, and that price.
+def decided(states: States, job: Night, quota: float) -> tuple[DataFrame, Quota]:
+    """The scores of every row at the price whose expected sends are `quota`, and that price.
 
     Rows are judged and laid aside in `job.desk` when this is called, and drawn when the scores are read. Raises
     InputError as `meet` does, for a column that is missing, states of another number of features, and where there is no
     row.
     """
-    wanted = [*IDS, STATE, *FACTS]
-    missing = [name for name in wanted if name not in frame.columns]
-    if missing:
-        raise InputError(f"{STATE}: the table lacks {', '.join(missing)}; a decision needs {', '.join(wanted)}.")
-    laid = _collected(frame.select(*wanted).mapInArrow(judge_states(job), from_arrow_schema(RESULT)))
+    laid = _collected(states.over([*IDS, STATE, *FACTS], judge_states(job), RESULT))
     if VOLUME not in laid:
         raise InputError(f"{STATE}: the table has no row to decide about.")
     names = [json.loads(each)[0] for each in laid[JUDGED]]
+    results = from_arrow_schema(RESULT)
 
     def weigh(_: Price, window: tuple[float, float]) -> tuple[float, Volume]:
-        volume = _summed(_collected(_over(frame, names, weigh_states(job, window), RESULT))[VOLUME])
+        found = _collected(_dealt(states.spark, names, weigh_states(job, window), results))
+        volume = _summed(found[VOLUME])
         return volume.bounds(job.default.lambda_)[0], volume
 
     found = meet(quota, champion_of(job).decision, _summed(laid[VOLUME]), weigh, drawn=False, nearest=False)
-    return _over(frame, names, finish_states(job, found.price), scores_schema(job.plan.contract)), found
+    schema = from_arrow_schema(scores_schema(job.plan.contract))
+    return _dealt(states.spark, names, finish_states(job, found.price), schema), found
 
 
 def _judged(batch: pa.RecordBatch, job: Night) -> Judged:
@@ -203,23 +267,6 @@ def _judged(batch: pa.RecordBatch, job: Night) -> Judged:
 
 def _on_desk(job: Night, name: str) -> Judged:
     return from_table(pq.read_table(job.desk / name, partitioning=None), job.plan.contract)
-
-
-def _over(frame: DataFrame, names: Sequence[str], kernel: Callable[[Batches], Batches], schema: pa.Schema) -> DataFrame:
-    """What the kernel makes of the files of these names, dealt to tasks."""
-    spark, files = frame.sparkSession, tuple(names)
-    tasks = min(len(files), TASKS_A_CORE * spark.sparkContext.defaultParallelism)
-
-    def run(batches: Batches) -> Batches:
-        ids = (batch.column("id").to_pylist() for batch in batches)
-        yield from kernel(pa.record_batch([[files[place] for place in each]], ["name"]) for each in ids)
-
-    return spark.range(0, len(files), 1, tasks).mapInArrow(run, from_arrow_schema(schema))
-
-
-def _names(batches: Batches) -> Iterator[str]:
-    for batch in batches:
-        yield from batch.column("name").to_pylist()
 
 
 def _result(kind: str, payload: bytes) -> pa.RecordBatch:

@@ -15,7 +15,7 @@ from models import artifact
 from models.errors import InputError
 from pipelines.config import Config
 from pipelines.etl.flow import explained
-from pipelines.inference import Network, decided, predicted, states_of
+from pipelines.inference import Network, States, decided, predicted, states_of
 from pipelines.scoring import Night, scores_schema
 from policies.constraints import legal_actions
 from policies.q_policy import deployed_probabilities
@@ -49,23 +49,25 @@ def raw(out: Path) -> pd.DataFrame:
 
 
 def test_q_is_mlflows_and_the_artifacts(spark: SparkSession, users: DataFrame, out: Path) -> None:
-    found = score.contenders(spark, config_in(out), out)
-    assert list(found) == ["mlflow", "q", "full"]
-    assert score.q_difference(users, found) <= score.TOLERANCE
-    rows = found["q"](users).toPandas().set_index("candidate_id")
+    found = score.contenders(spark, config_in(out), out, "all")
+    assert list(found) == ["mlflow", "q", "q_files", "full"]
+    assert score.q_difference(found) <= score.TOLERANCE
+    rows = found["q_files"]().toPandas().set_index("candidate_id")
     state = np.stack(raw(out).loc[rows.index]["state"].to_list())
     q, behaviour, values = artifact.load(out / "policy").predict(state)
     assert rows.columns.tolist() == ["q"]
+    assert len(rows) == USERS
     np.testing.assert_allclose(np.stack(rows["q"].to_list()), q, atol=1e-5)
-    whole = predicted(users.select("candidate_id", "state"), Network.of(out / "policy", ("behaviour", "values")))
+    network = Network.of(out / "policy", ("behaviour", "values"))
+    whole = predicted(States.of(spark, users), network, ["candidate_id"])
     every = whole.toPandas().set_index("candidate_id").loc[rows.index]
     np.testing.assert_allclose(np.stack(every["behaviour"].to_list()), behaviour, atol=1e-5)
     np.testing.assert_allclose(np.stack(every["values"].to_list()).reshape(values.shape), values, atol=1e-4)
 
 
-def test_the_decision_meets_the_quota_within_the_limits(users: DataFrame, out: Path) -> None:
+def test_the_decision_meets_the_quota_within_the_limits(spark: SparkSession, users: DataFrame, out: Path) -> None:
     quota_of = 0.2 * USERS
-    scores, quota = decided(users, night(out), quota_of)
+    scores, quota = decided(States.of(spark, users), night(out), quota_of)
     assert scores.toArrow().schema.names == scores_schema(config_in(out).contract).names
     rows = scores.toPandas().set_index("candidate_id")
     assert quota.met
@@ -90,7 +92,13 @@ def test_the_decision_meets_the_quota_within_the_limits(users: DataFrame, out: P
     # Draws follow their propensities: to within four standard deviations of their sum.
     spread = np.sqrt((probability[:, 1] * probability[:, 0]).sum())
     assert abs(taken.sum() - quota_of) < 4 * spread
-    again = decided(users, night(out), quota_of)[0].toPandas().set_index("candidate_id").loc[rows.index]
+    # From the files, as from Spark, and a second time.
+    again = (
+        decided(States.of(spark, out / "users" / "all"), night(out), quota_of)[0]
+        .toPandas()
+        .set_index("candidate_id")
+        .loc[rows.index]
+    )
     pd.testing.assert_frame_equal(again, rows)
 
 
@@ -101,22 +109,30 @@ def changed(users: DataFrame, state: str) -> DataFrame:
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        ("array(cast(1 as float))", "1 of 1000 rows have not 32 features, as the policy needs; the first has 1"),
-        ("cast(null as array<float>)", "1 of 1000 rows have not 32 features, as the policy needs; the first has none"),
+        ("array(cast(1 as float))", "1 of 3000 rows have not 32 features, as the policy needs; the first has 1"),
+        ("cast(null as array<float>)", "1 of 3000 rows have not 32 features, as the policy needs; the first has none"),
     ],
 )
-def test_states_of_another_shape_are_named(users: DataFrame, out: Path, state: str, words: str) -> None:
+def test_states_of_another_shape_are_named(
+    spark: SparkSession, users: DataFrame, out: Path, state: str, words: str
+) -> None:
+    states = States.of(spark, changed(users, state).coalesce(1))
     with pytest.raises(InputError, match=words), explained():
-        predicted(changed(users, state).coalesce(1), Network.of(out / "policy")).toArrow()
+        predicted(states, Network.of(out / "policy")).toArrow()
 
 
-def test_what_cannot_be_asked_is_named(users: DataFrame, out: Path) -> None:
-    with pytest.raises(InputError, match="no output 'advantage' .known: q, behaviour, values"):
+def test_what_cannot_be_asked_is_named(spark: SparkSession, users: DataFrame, out: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no output .advantage. .known: q, behaviour, values"):
         Network.of(out / "policy", ("advantage",))
     with pytest.raises(InputError, match="the table lacks user_id, sends_7d"):
-        decided(users.drop("user_id", "sends_7d"), night(out), 10.0)
+        decided(States.of(spark, users.drop("user_id", "sends_7d")), night(out), 10.0)
+    with pytest.raises(InputError, match="the table lacks who"):
+        predicted(States.of(spark, out / "users" / "all"), Network.of(out / "policy"), ["who"])
     with pytest.raises(InputError, match="the table has no row"):
-        decided(users.limit(0), night(out), 10.0)
+        decided(States.of(spark, users.limit(0)), night(out), 10.0)
+    (tmp_path / "users.parquet").write_text("no file of that kind")
+    with pytest.raises(InputError, match=r"users.parquet is no readable Parquet file"):
+        States.of(spark, tmp_path)
 
 
 @pytest.mark.parametrize("offset", [0, 2])
