@@ -2,7 +2,8 @@
 
 Users with 32 features in one array<float> column of Parquet files; a policy whose three networks (Q, the cloned logging
 policy, fitted values) have two hidden layers of 256 units each. In one Spark session, in turn, `rounds` times each
-after one to warm up, with the same threads, the same Arrow batches and the same sink (Spark's `noop`, which takes every row):
+after one to warm up, with the same threads, the same Arrow batches and the same sink (Spark's `noop`, which takes every
+row):
 
 - mlflow: `spark_udf` with env_manager "local" of the Q network alone, in the form that is fastest;
 - q: `pipelines.inference.predicted`, the same network, the model alone, from the same DataFrame;
