@@ -46,6 +46,8 @@ class Artifact:
     decision: dict[str, float]
     """rollout_share, exploration, lambda, lambda_low, lambda_high."""
     lineage: dict[str, Any]
+    feature_units: dict[str, str]
+    """In what each feature is counted; empty where whoever exported it did not say."""
     weights: dict[str, float]
     """Reward weight per component, per raw unit."""
     scales: dict[str, Any]
@@ -71,13 +73,21 @@ class Artifact:
         return q, behaviour, values
 
 
-def export(learned: "Learned", folder: Path, decision: Mapping[str, float], lineage: Mapping[str, Any]) -> Path:
+def export(
+    learned: "Learned",
+    folder: Path,
+    decision: Mapping[str, float],
+    lineage: Mapping[str, Any],
+    feature_units: Mapping[str, str] | None = None,
+) -> Path:
     """Write policy.onnx and contract.json into `folder` (made if absent) and return it.
 
     `decision` as `Artifact.decision`, the range optional; to `lineage` (data version, fingerprint, training window,
-    commit, ...) the learner's name, alpha and kind are added.
+    commit, ...) the learner's name, alpha and kind are added. `feature_units`: in what each feature is counted, for
+    whoever reads it.
 
-    Raises InputError where the decision lacks a key or its range does not hold lambda.
+    Raises InputError where the decision lacks a key or its range does not hold lambda, and where the units are of other
+    features.
     """
     from models.graph import graph_of
 
@@ -86,12 +96,16 @@ def export(learned: "Learned", folder: Path, decision: Mapping[str, float], line
         raise InputError(f"decision: {missing[0]} is missing (found: {', '.join(decision) or 'nothing'}).")
     _check_decision(_ranged(decision), "decision")
     contract, scales = learned.contract, learned.scales
+    if feature_units is not None and set(feature_units) != set(contract.features):
+        other = sorted(set(feature_units) ^ set(contract.features))
+        raise InputError(f"feature_units: {other[0]} has a unit or is a feature, but not both; give each feature one.")
     described = {
         "format": 1,
         "actions": list(contract.actions),
         "features": list(contract.features),
         "rewards": list(contract.rewards),
         "units": dict(contract.units),
+        "feature_units": dict(feature_units or {}),
         "weights": {name: float(w) for name, w in zip(contract.rewards, scales.weights, strict=True)},
         "scales": {
             "mean": [float(each) for each in scales.mean],
@@ -179,6 +193,7 @@ def load(folder: Path | str) -> Artifact:
         contract=contract,
         decision=_ranged(described["decision"]),
         lineage=described["lineage"],
+        feature_units=described.get("feature_units", {}),
         weights=described["weights"],
         scales=described["scales"],
         fingerprint=_fingerprint(described),

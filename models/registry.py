@@ -1,34 +1,47 @@
-"""MLflow: log a training run, register a policy as a version, call versions by alias, load one, roll back.
+"""MLflow: log a training run, register a policy as a version, say which is champion, load one, promote, roll back.
 
-A version is an MLflow model (`mlflow.pyfunc.load_model("models:/NAME@champion")` works) with Tactful's own two files in
-its folder `tactful/`. Rolling back is `set_alias("champion", an_earlier_version)`.
+A version is an MLflow model (`mlflow.pyfunc.load_model("models:/NAME@champion")` works) with Tactful's own files beside
+it, see `models.packing`. Which version is champion says the journal, see `models.promotions`; the aliases follow it.
 """
 
+import atexit
+import fcntl
+import json
 import logging
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
-from importlib.metadata import version as installed
 from pathlib import Path
-from shutil import copy
 from typing import Any
 
-from models.artifact import CONTRACT, GRAPH, load
+from models import versions
+from models.artifact import CONTRACT, load
 from models.errors import InputError, TransientError
+from models.outages import explained, shown, within
+from models.packing import checksums, pack
+from models.promotions import ALIASES, Entry, Journal, State, make_model
+from models.versions import CHECKSUMS, GONE, Version
 
 SQLITE = "sqlite:///"
-FILES = "tactful"
-"""Folder of a version that holds policy.onnx and contract.json."""
 BATCH = 1000
 """Metrics per call, MLflow's limit."""
-GONE = "RESOURCE_DOES_NOT_EXIST"
 PARAMS = 100
 """Parameters per call, MLflow's limit."""
 PARENT = "mlflow.parentRunId"
 """The tag by which MLflow shows one run under another."""
+PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
+"""MLflow's own are 120 s, 7 and 2: a server that hangs would hold a night for a quarter of an hour."""
+DEADLINE = 180.0
+"""Seconds within which a version must be found, checked and copied."""
 
 
 class Registry:
@@ -43,15 +56,33 @@ class Registry:
     @cached_property
     def client(self) -> Any:
         """The MLflow client; imported on first use, since it takes seconds."""
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        for name, value in {"MLFLOW_DISABLE_TELEMETRY": "true", **PATIENCE}.items():
+            os.environ.setdefault(name, value)
         from mlflow.tracking import MlflowClient
 
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        if self.tracking_uri.startswith(SQLITE):
-            _database(self.tracking_uri).parent.mkdir(parents=True, exist_ok=True)
-        with _explained(self.tracking_uri):
-            return MlflowClient(self.tracking_uri, self.tracking_uri)
+        with explained(self.tracking_uri), self._first():
+            client = MlflowClient(self.tracking_uri, self.tracking_uri)
+            client.search_registered_models(max_results=1)
+        return client
+
+    @contextmanager
+    def _first(self) -> Iterator[None]:
+        """One process at a time makes the tables of a new SQLite file; MLflow's own lock lies in the temporary folder,
+        which two users, or two services, may not share."""
+        if not self.tracking_uri.startswith(SQLITE):
+            yield
+            return
+        database = _database(self.tracking_uri)
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with database.with_name(database.name + ".lock").open("a") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+    @cached_property
+    def journal(self) -> Journal:
+        return Journal(self.client, self.model)
 
     def log_run(
         self,
@@ -84,7 +115,7 @@ class Registry:
         metrics += [Metric(key, float(value), now, 0) for key, value in (figures or {}).items()]
         tags = {**tags, **({} if parent is None else {PARENT: parent})}
         texts = [Param(key, str(value)[:6000]) for key, value in params.items()]
-        with _explained(self.tracking_uri):
+        with explained(self.tracking_uri):
             run_id = self._start(name)
             for first in range(0, len(metrics), BATCH):
                 self.client.log_batch(run_id, metrics=metrics[first : first + BATCH])
@@ -96,72 +127,144 @@ class Registry:
             self.client.set_terminated(run_id)
         return run_id
 
-    def register(self, folder: Path, tags: Mapping[str, str], run_id: str | None = None) -> str:
+    def register(
+        self,
+        folder: Path,
+        tags: Mapping[str, str],
+        run_id: str | None = None,
+        judged: Mapping[str, Any] | None = None,
+    ) -> str:
         """Register the artifact in `folder` as a new version and return its number; within `run_id`, or a run of its
         own.
+
+        `judged`: what lies beside it, EVALUATION and VERDICT -> JSON. Tags that are added: the artifact's fingerprint,
+        the data's, the window and the commit of its lineage, and the checksums.
 
         Raises InputError where the artifact is not whole (`artifact.load`), TransientError as `log_run`.
         """
         artifact = load(folder)
         learner = str(artifact.lineage["learner"])
-        with _explained(self.tracking_uri), tempfile.TemporaryDirectory() as temporary:
+        contract = json.loads((Path(folder) / CONTRACT).read_text())
+        with explained(self.tracking_uri), tempfile.TemporaryDirectory() as temporary:
             run = run_id or self._start(f"register {learner}")
             path = f"models/{learner}"
-            packed = _pack(Path(folder), Path(temporary) / "model", len(artifact.contract.features))
+            packed = pack(Path(folder), Path(temporary) / "model", contract, judged or {})
+            sums = checksums(packed)
             self.client.log_artifacts(run, str(packed), path)
             if run_id is None:
                 self.client.set_terminated(run)
-            if not self.client.search_registered_models(f"name = '{self.model}'"):
-                self.client.create_registered_model(self.model)
+            make_model(self.client, self.model)
             source = f"{self.client.get_run(run).info.artifact_uri}/{path}"
-            described = {**tags, "fingerprint": artifact.fingerprint}
+            known = {
+                "fingerprint": artifact.fingerprint,
+                "data_fingerprint": artifact.lineage.get("fingerprint"),
+                "data_version": artifact.lineage.get("data_version"),
+                "data_window": " to ".join(artifact.lineage.get("window") or []),
+                "commit": artifact.lineage.get("commit"),
+            }
+            described = {name: str(value) for name, value in known.items() if value not in {None, ""}}
+            described |= {**tags, CHECKSUMS: json.dumps(sums, sort_keys=True)}
             made = self.client.create_model_version(self.model, source, run, tags=described)
         return str(made.version)
 
+    def state(self) -> State:
+        """Who is champion, previous and challenger; aliases that say otherwise are mended."""
+        with explained(self.tracking_uri):
+            return self.journal.state()
+
+    def challenge(self, version: str) -> State:
+        """Call `version` challenger: the newest that was judged."""
+        return self._append(Entry("challenge", version))
+
+    def begin(self, version: str) -> State:
+        """Make `version` champion where there is none yet."""
+        return self._append(Entry("first", version))
+
+    def promote(self, version: str, reason: str = "", challenger: bool = False) -> State:
+        """Make `version` champion, and the champion before it previous; `reason` is kept, with who and when."""
+        return self._append(Entry("promote", version, reason=reason, challenger=challenger))
+
+    def rollback(self, reason: str = "") -> State:
+        """Swap champion and previous.
+
+        Raises InputError where there is no previous one, or its files are not those that were registered;
+        TransientError where somebody else changed the champion first.
+        """
+        before = self.state()
+        if before.champion is None or before.previous is None:
+            raise InputError(
+                f"{shown(self.tracking_uri)}: model {self.model!r} has no champion before this one "
+                f"(champion: {before.champion or 'none'}); there is nothing to roll back to."
+            )
+        with tempfile.TemporaryDirectory() as temporary:
+            self.fetch(before.previous, Path(temporary))
+        entry = Entry("rollback", before.champion, reason=reason)
+        after = self._append(entry)
+        if entry.id in after.void:
+            raise TransientError(
+                f"{shown(self.tracking_uri)}: version {before.champion} is champion no more, somebody else was faster; "
+                f"it is version {after.champion} now, and nothing was rolled back."
+            )
+        return after
+
+    def _append(self, entry: Entry) -> State:
+        with explained(self.tracking_uri):
+            tags = versions.find(self.client, self.tracking_uri, self.model, entry.version).tags
+            return self.journal.append(replace(entry, fingerprint=tags.get("fingerprint", "")))
+
     def set_alias(self, alias: str, version: str) -> None:
-        """Call `version` by `alias` from now on; the version that had the alias loses it."""
-        with _explained(self.tracking_uri):
+        """Call `version` by `alias` from now on; champion, challenger and previous are the journal's to give."""
+        with explained(self.tracking_uri):
             self.client.set_registered_model_alias(self.model, alias, version)
 
     def alias(self, alias: str) -> str | None:
         """The version called `alias`; None where none is, or no version was ever registered."""
+        if alias in ALIASES:
+            return self.state().aliases().get(alias)
         from mlflow.exceptions import MlflowException
 
-        with _explained(self.tracking_uri):
+        with explained(self.tracking_uri):
             try:
                 return str(self.client.get_model_version_by_alias(self.model, alias).version)
             except MlflowException as error:
                 # An absent alias is an invalid parameter to MLflow, an absent model does not exist.
-                if error.error_code in {GONE, "INVALID_PARAMETER_VALUE"}:
+                if error.error_code in {*GONE, "INVALID_PARAMETER_VALUE"}:
                     return None
                 raise
 
-    def load(self, alias: str) -> tuple[Path, str]:
-        """(folder of policy.onnx and contract.json, version) of the version called `alias`.
-
-        Raises InputError where no version is, or its files are gone.
-        """
+    def named(self, alias: str) -> str:
+        """The version called `alias`; InputError where none is."""
         version = self.alias(alias)
         if version is None:
             raise InputError(
-                f"{self.tracking_uri}: no version of model {self.model!r} is called {alias!r}; "
+                f"{shown(self.tracking_uri)}: no version of model {self.model!r} is called {alias!r}; "
                 "run `tactful promote CONFIG` first."
             )
-        from mlflow.artifacts import download_artifacts
-        from mlflow.exceptions import MlflowException
+        return version
 
-        with _explained(self.tracking_uri):
-            source = self.client.get_model_version(self.model, version).source
-            try:
-                folder = download_artifacts(artifact_uri=f"{source}/{FILES}", tracking_uri=self.tracking_uri)
-            except (OSError, MlflowException) as error:
-                if getattr(error, "error_code", GONE) != GONE:
-                    raise
-                raise InputError(
-                    f"{source}: the files of version {version} of {self.model!r} are gone ({error}); roll back by "
-                    "giving the alias to another version, or train again."
-                ) from None
-        return Path(folder), version
+    def load(self, alias: str) -> tuple[Path, str]:
+        """(folder of policy.onnx and contract.json, version) of the version called `alias`; the folder is a checked
+        copy that goes with the process.
+
+        Raises InputError where no version is, its files are gone, or are not those that were registered.
+        """
+        version = self.named(alias)
+        folder = Path(tempfile.mkdtemp(prefix="tactful-version-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return self.fetch(version, folder).artifact, version
+
+    def fetch(self, version: str, into: Path) -> Version:
+        """Copy a version's files into the empty folder `into`, each checked against what was registered.
+
+        Raises InputError where there is no such version, its files are gone, or are not those that were registered (see
+        `packing.copy_checked`); TransientError where MLflow does not answer.
+        """
+
+        def fetched() -> Version:
+            with explained(self.tracking_uri):
+                return versions.fetch(self.client, self.tracking_uri, self.model, version, into)
+
+        return within(DEADLINE, self.tracking_uri, fetched)
 
     def _start(self, name: str) -> str:
         """A new run of the experiment, which is made if absent."""
@@ -172,45 +275,20 @@ class Registry:
             # MLflow would put artifacts under the working directory of whoever came first.
             local = self.tracking_uri.startswith(SQLITE)
             where = (_database(self.tracking_uri).parent / "artifacts").as_uri() if local else None
-            experiment = self.client.create_experiment(self.experiment, artifact_location=where)
+            experiment = self._made(where)
         return str(self.client.create_run(experiment, run_name=name).info.run_id)
+
+    def _made(self, where: str | None) -> str:
+        """The id of the experiment, made here or by somebody faster."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self.client.create_experiment(self.experiment, artifact_location=where))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return str(self.client.get_experiment_by_name(self.experiment).experiment_id)
 
 
 def _database(tracking_uri: str) -> Path:
     return Path(tracking_uri.removeprefix(SQLITE)).absolute()
-
-
-def _pack(folder: Path, target: Path, features: int) -> Path:
-    """`folder` as an MLflow model with Tactful's two files inside."""
-    import mlflow.onnx
-    import numpy as np
-    import onnx
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    mlflow.onnx.save_model(
-        onnx.load(str(folder / GRAPH)),
-        str(target),
-        # Pinned by hand: MLflow would otherwise load the model in a fresh process to find out.
-        pip_requirements=[f"{name}=={installed(name)}" for name in ("mlflow", "onnx", "onnxruntime", "numpy")],
-        signature=ModelSignature(inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, features), "state")])),
-        onnx_execution_providers=["CPUExecutionProvider"],
-        save_as_external_data=False,
-    )
-    (target / FILES).mkdir()
-    for name in (GRAPH, CONTRACT):
-        copy(folder / name, target / FILES / name)
-    return target
-
-
-@contextmanager
-def _explained(tracking_uri: str) -> Iterator[None]:
-    """Turn MLflow's own error for a database or server that does not answer into one worth a retry."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        if error.error_code in {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"} or "API request" in str(error):
-            raise TransientError(f"{tracking_uri}: does not answer ({error}); try again later.") from None
-        raise

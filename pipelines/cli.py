@@ -156,12 +156,37 @@ def evaluate(
 
 
 @app.command()
-def promote(config: ConfigPath, overrides: Overrides = None) -> None:
+def promote(
+    config: ConfigPath,
+    version: Annotated[
+        int | None, typer.Option("--version", min=1, help="A registered version, judged before.", show_default=False)
+    ] = None,
+    override: Annotated[
+        str | None,
+        typer.Option("--override", metavar="REASON", help="With --version: promote without a verdict; kept."),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
     """Judge the candidate and move the registry's aliases; exit code 0 promote, 4 refuse, 5 inconclusive."""
     from pipelines import jobs
 
-    verdict = jobs.promote(_load(config, overrides))
+    if version is None and override is not None:
+        raise typer.BadParameter("--override goes with --version N; a candidate that is judged now has its verdict.")
+    loaded = _load(config, overrides)
+    verdict = jobs.promote(loaded) if version is None else jobs.promote_version(loaded, str(version), override)
     raise typer.Exit(EXIT_CODE[verdict["verdict"]])
+
+
+@app.command()
+def rollback(
+    config: ConfigPath,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept in the registry.")] = "",
+    overrides: Overrides = None,
+) -> None:
+    """Make the champion before this one champion again, in one command."""
+    from pipelines import jobs
+
+    jobs.rollback(_load(config, overrides), reason)
 
 
 @app.command()

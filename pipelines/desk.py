@@ -29,7 +29,8 @@ def as_table(judged: Judged) -> pa.Table:
     columns = {name: judged.asked[name] for name in judged.asked.column_names}
     columns["reason"] = pa.array(judged.reason, pa.string())
     for name in SHAPES:
-        flat = getattr(judged, name).reshape(len(judged.reason), -1)
+        found = getattr(judged, name)
+        flat = found.reshape(len(found), int(np.prod(found.shape[1:])))
         columns |= {f"{name}{place}": pa.array(flat[:, place]) for place in range(flat.shape[1])}
     return pa.table(columns)
 

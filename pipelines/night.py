@@ -124,7 +124,7 @@ def _run(
         "version": committed,
         **counts,
         "fingerprint": champion.fingerprint if champion else None,
-        "stale": given.stale if given else None,
+        "model_stale": given.stale if given else None,
         "checked_at": given.checked_at if given else None,
         "frozen": stopped,
         "lambda": price.lambda_ if price else None,

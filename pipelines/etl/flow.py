@@ -17,12 +17,13 @@ from functools import reduce
 
 import pyarrow as pa
 from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from models.errors import InputError, TactfulError
+from models.errors import InputError, TactfulError, TransientError
 from pipelines.config import Config
 from pipelines.erase import forgotten
 from pipelines.etl import quality, store
@@ -72,16 +73,23 @@ RAW_FAILURES = (
 )
 """Spark's error conditions that come from the rows or the expressions over them."""
 FAILURE = re.compile(rf"\[(?:{'|'.join(RAW_FAILURES)})[^\n]*")
+FULL = "No space left on device"
 OURS = re.compile(r"^models\.errors\.InputError: (.+)$", re.MULTILINE)
 """The last line of a worker's traceback, where one of our own functions refused the input."""
 
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """An error about the rows or the expressions over them as an InputError, wherever it arose; any other as it is."""
+    """An error about the rows or the expressions over them as an InputError, wherever it arose; a full disk as a
+    TransientError; any other as it is."""
     try:
         yield
-    except (PySparkException, Py4JJavaError) as error:
+    except (PySparkException, Py4JJavaError, OSError, DeltaError) as error:
+        if FULL in str(error):
+            raise TransientError(
+                f"{FULL}: nothing was committed unless the log above says so; free space in run_dir and in Spark's "
+                "local folders (`tactful vacuum CONFIG` removes what no version needs), then run it again."
+            ) from error
         if ours := OURS.search(str(error)):
             raise InputError(ours[1]) from None
         if found := FAILURE.search(str(error)):

@@ -15,15 +15,16 @@ Each step reads what the steps before it left in the run's folder and leaves its
 | report   | steps/*.json                  | report.html, summary.json |
 
 Beside the road: sweep leaves sweep/NAME/, MLflow runs and steps/sweep.json, which pick reads; abtest plan and abtest
-read leave steps/abtest_plan.json and steps/abtest.json; vacuum removes files of the tables, forget erases users from
-them and leaves forgotten.json; freeze leaves frozen.json, which score obeys until unfreeze removes it.
+read leave steps/abtest_plan.json and steps/abtest.json; `promote --version` and rollback leave entries in the
+registry's journal; freeze leaves frozen.json, which score obeys until unfreeze removes it; vacuum removes files of the
+tables, forget erases users from them and leaves forgotten.json.
 """
 
 from typing import Any
 
 from models import table
 from pipelines.config import Config
-from pipelines.jobs.acting import freeze, promote, score, unfreeze
+from pipelines.jobs.acting import freeze, promote, promote_version, rollback, score, unfreeze
 from pipelines.jobs.data import etl, forget, propensity, quality, simulate, vacuum
 from pipelines.jobs.judging import evaluate, explain
 from pipelines.jobs.learning import pick, sweep, train, train_by_spark
@@ -40,9 +41,11 @@ __all__ = [
     "freeze",
     "pick",
     "promote",
+    "promote_version",
     "propensity",
     "quality",
     "report",
+    "rollback",
     "run",
     "score",
     "simulate",

@@ -1,12 +1,19 @@
-"""Steps after which something acts: promote and score."""
+"""Steps after which something acts: promote, roll back and score."""
 
 import json
 import logging
+import tempfile
 from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+from models import artifact
+from models.champion import find_champion
 from models.errors import InputError
+from models.promotions import State
 from models.training import BEHAVIOUR
+from models.versions import EVALUATION, VERDICT
 from pipelines import freeze as brake
 from pipelines import summary as summaries
 from pipelines.config import Config
@@ -35,34 +42,77 @@ def promote(config: Config) -> dict[str, Any]:
         verdict = judge(left["evaluation"], config.gate, left["tried"])
         verdict["rollout_share"] = deployed[config.gate.candidate].decision["rollout_share"]
         result["verdict"] = verdict
-        result["registry"] = _register(config, verdict)
+        result["registry"] = _register(config, verdict, left["evaluation"])
         console.print(summaries.verdict_panel(verdict))
     return verdict
 
 
-def _register(config: Config, verdict: dict[str, Any]) -> dict[str, Any]:
+def _register(config: Config, verdict: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:
     """Register the candidate, as champion if promoted; the first champion is the logging policy, cloned."""
-    versions = registry_of(config)
-    trained = left_by(config, "train")
-    lineage = trained["lineage"]
-    tags = {"data_fingerprint": lineage["fingerprint"], "commit": lineage["commit"] or "unknown"}
-    if versions.alias("champion") is None:
-        first = versions.register(
-            policy_folder(config, BEHAVIOUR), {**tags, "policy": BEHAVIOUR, "verdict": "FIRST CHAMPION"}
-        )
-        versions.set_alias("champion", first)
+    registry = registry_of(config)
+    if registry.state().champion is None:
+        tags = {"policy": BEHAVIOUR, "verdict": "FIRST CHAMPION"}
+        registry.begin(registry.register(policy_folder(config, BEHAVIOUR), tags))
     candidate = config.gate.candidate
-    version = versions.register(
-        policy_folder(config, candidate), {**tags, "policy": candidate, "verdict": verdict["verdict"]}
+    folder = policy_folder(config, candidate)
+    judged = artifact.load(folder)
+    lineage = {key: judged.lineage.get(key) for key in ("data_version", "estimates_version", "window", "commit")}
+    on = {"fingerprint": judged.fingerprint, "data_fingerprint": judged.lineage.get("fingerprint"), **lineage}
+    version = registry.register(
+        folder,
+        {"policy": candidate, "verdict": verdict["verdict"]},
+        judged={VERDICT: {**verdict, "judged": on}, EVALUATION: evaluation},
     )
-    versions.set_alias("challenger", version)
-    if verdict["verdict"] == "PROMOTE":
-        versions.set_alias("champion", version)
-    return {"candidate": version, "champion": versions.alias("champion"), "challenger": version}
+    promoted = verdict["verdict"] == "PROMOTE"
+    state = registry.promote(version, challenger=True) if promoted else registry.challenge(version)
+    return {"candidate": version, **state.aliases()}
+
+
+def promote_version(config: Config, version: str, override: str | None = None) -> dict[str, Any]:
+    """Make a registered version champion; returns the verdict: PROMOTE, or REFUSE with the reason.
+
+    Refused where no PROMOTE verdict was made on that very version and its data, unless `override` says why it is to act
+    all the same; the reason is kept in the registry's journal. Raises InputError where the reason is empty, and as
+    `Registry.fetch`.
+    """
+    if override is not None and not override.strip():
+        raise InputError("--override: empty; say why this version is to act without a verdict, it is kept.")
+    registry = registry_of(config)
+    with tempfile.TemporaryDirectory() as temporary:
+        unjudged = registry.fetch(version, Path(temporary)).unjudged()
+    if unjudged and override is None:
+        words = (
+            f"version {version} is not promoted: {unjudged}. `tactful evaluate` and `tactful promote` judge a policy; "
+            "--override REASON promotes it all the same, and keeps the reason."
+        )
+        return _told({"verdict": "REFUSE", "candidate": f"version {version}", "reasons": [words]})
+    state = registry.promote(version, reason=(override or "").strip())
+    reasons = [f"champion is version {state.champion}, before it {state.previous or 'none'}"]
+    if unjudged:
+        reasons.append(f"overridden, as {unjudged}: {override}")
+    return _told({"verdict": "PROMOTE", "candidate": f"version {version}", "reasons": reasons})
+
+
+def _told(verdict: dict[str, Any]) -> dict[str, Any]:
+    console.print(summaries.verdict_panel(verdict))
+    return verdict
+
+
+def rollback(config: Config, reason: str = "") -> State:
+    """Make the champion before this one champion again; returns what is champion and previous now.
+
+    Raises as `Registry.rollback`.
+    """
+    state = registry_of(config).rollback(reason.strip())
+    console.print(f"champion is version {state.champion} again, before it was {state.previous}", highlight=False)
+    return state
 
 
 def score(config: Config) -> dict[str, Any]:
-    """Decide for every candidate of the night with the registry's champion; hold them all while frozen."""
+    """Decide for every candidate of the night with the registry's champion, or the one checked last; hold while frozen.
+
+    See `models.champion.find_champion` for when the registry does not answer.
+    """
     if config.data.candidates is None:
         raise InputError("data.candidates: missing; say where tonight's candidates lie, or do without `tactful score`.")
     with step(config, "score") as result:
@@ -71,9 +121,10 @@ def score(config: Config) -> dict[str, Any]:
             with session(config) as spark:
                 result.update(run_frozen(spark, config))
             return result
-        folder, version = registry_of(config).load("champion")
+        champion = find_champion(registry_of(config), config.run_dir / "champion", datetime.now(UTC))
+        checked = champion.checked_at.isoformat(timespec="seconds")
         with session(config) as spark:
-            result.update(run_scoring(spark, config, folder, version))
+            result.update(run_scoring(spark, config, champion.folder, champion.version, champion.stale, checked))
     return result
 
 

@@ -72,7 +72,7 @@ def _lineages(config: Config) -> list[dict[str, Any]]:
     # A registry that was never used is not made by looking into it.
     if config.mlflow.tracking_uri is not None or (config.run_dir / "mlflow.db").exists():
         versions = registry_of(config)
-        named = [alias for alias in ("champion", "challenger") if versions.alias(alias) is not None]
+        named = [alias for alias in ("champion", "challenger", "previous") if versions.alias(alias) is not None]
         found += [artifact.load(versions.load(alias)[0]).lineage for alias in named]
     return found
 

@@ -18,6 +18,7 @@ from models.training import BEHAVIOUR, TrainConfig
 from pipelines import sweep as sweeps
 from pipelines.config import Config
 from pipelines.estimation import check_known, transitions_to_train
+from pipelines.etl.units import feature_units
 from pipelines.jobs.steps import (
     checkpoint_of,
     console,
@@ -78,9 +79,9 @@ def _train(config: Config, processes: distributed.Group) -> dict[str, Any]:
             )
         lineage = lineage_of(config, transitions)
         folders = {name: policy_folder(config, name) for name in learned}
-        volumes = _volumes(config, transitions, learned)
+        volumes, units = _volumes(config, transitions, learned), feature_units(config.features)
         for name, member in learned.items():
-            artifact.export(member, folders[name], _decision(config, member), lineage)
+            artifact.export(member, folders[name], _decision(config, member), lineage, units)
         curves = {name: member.curves for name, member in learned.items()}
         result["mlflow_run"] = registry_of(config).log_run(
             config.name,
@@ -191,7 +192,7 @@ def sweep(config: Config) -> dict[str, Any]:
         # An earlier sweep may have had more members.
         shutil.rmtree(root, ignore_errors=True)
         for name, member in learned.items():
-            artifact.export(member, root / name, _decision(config, member), lineage)
+            artifact.export(member, root / name, _decision(config, member), lineage, feature_units(config.features))
         policies = [QPolicy(artifact.load(root / name), name) for name in learned]
         objectives = config.sweep.front(config.contract.rewards)
         result.update(

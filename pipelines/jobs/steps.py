@@ -1,6 +1,7 @@
 """What every step shares: the terminal, the run's folder, a session, the registry, and what a policy came from."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -43,7 +44,8 @@ def step(config: Config, step: str) -> Iterator[dict[str, Any]]:
 
 def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    # A name of its own: of two commands that write it at once neither moves the other's.
+    partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(value, indent=2, allow_nan=False))
     # A reader sees the old file or the new one, never half of one.
     partial.replace(path)

@@ -17,10 +17,12 @@ from models.graph import Deployed
 DECISION = {"rollout_share": 0.5, "exploration": 0.02, "lambda": 0.0}
 LINEAGE = {"data_version": 3, "fingerprint": "abc", "window": ["2026-01-01", "2026-02-01"], "exported_at": "noon"}
 
+UNITS = {"f0": "hours", "f1": "clicks", "f2": "0 or 1"}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, untrained) -> Path:
-    return export(untrained(), tmp_path_factory.mktemp("artifact"), DECISION, LINEAGE)
+    return export(untrained(), tmp_path_factory.mktemp("artifact"), DECISION, LINEAGE, UNITS)
 
 
 @pytest.fixture
@@ -64,6 +66,7 @@ def test_what_was_written_is_read(folder, untrained) -> None:
     assert artifact.contract == untrained().contract
     assert artifact.decision == {**DECISION, "lambda_low": 0.0, "lambda_high": 0.0}
     assert artifact.weights == {"sends": -0.05, "clicks": 1.0}
+    assert artifact.feature_units == UNITS
     assert artifact.lineage == {**LINEAGE, "learner": "ddqn_cql", "alpha": 1.0, "kind": "ddqn_cql"}
 
 
@@ -76,10 +79,10 @@ def test_a_range_is_kept_and_must_hold_lambda(tmp_path, untrained) -> None:
 
 def test_the_fingerprint_leaves_out_times_and_nothing_else(folder, tmp_path, untrained) -> None:
     first = load(folder).fingerprint
-    later = export(untrained(), tmp_path / "later", DECISION, {**LINEAGE, "exported_at": "midnight"})
+    later = export(untrained(), tmp_path / "later", DECISION, {**LINEAGE, "exported_at": "midnight"}, UNITS)
     assert (later / GRAPH).read_bytes() == (folder / GRAPH).read_bytes()
     assert load(later).fingerprint == first
-    other = export(untrained(), tmp_path / "other", {**DECISION, "exploration": 0.03}, LINEAGE)
+    other = export(untrained(), tmp_path / "other", {**DECISION, "exploration": 0.03}, LINEAGE, UNITS)
     assert load(other).fingerprint != first
 
 
@@ -163,3 +166,6 @@ def test_bad_calls(folder, tmp_path, untrained) -> None:
         load(folder).predict(np.zeros((4, 2), dtype=np.float32))
     with pytest.raises(InputError, match=r"decision: lambda is missing"):
         export(untrained(), tmp_path, {"rollout_share": 1.0, "exploration": 0.0}, LINEAGE)
+    for units, name in (({"f0": "hours", "f1": "clicks"}, "f2"), ({**UNITS, "f3": "hours"}, "f3")):
+        with pytest.raises(InputError, match=rf"feature_units: {name} has a unit or is a feature, but not both"):
+            export(untrained(), tmp_path, DECISION, LINEAGE, units)

@@ -22,5 +22,5 @@ class Pause(logging.Handler):
                 os.killpg(0, signal.SIGSTOP)
 
 
-logging.getLogger("tactful.etl").addHandler(Pause(sys.argv.pop(1), int(sys.argv.pop(1))))
+logging.getLogger("tactful").addHandler(Pause(sys.argv.pop(1), int(sys.argv.pop(1))))
 main()

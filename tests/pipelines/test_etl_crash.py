@@ -26,7 +26,7 @@ from tests.pipelines.hostile import a_log, tree, write_days
 
 PAUSING = Path(__file__).with_name("pausing_cli.py")
 TABLES = ["transitions", "consent", "quarantine/decisions", "quarantine/events", "quarantine/users"]
-PATIENCE = 120
+PATIENCE = 600
 """Seconds that a run may take."""
 
 
@@ -61,12 +61,12 @@ def run(config: Path) -> None:
 
 
 @contextmanager
-def paused(config: Path, marker: str, nth: int = 1) -> Iterator[subprocess.Popen[bytes]]:
+def paused(config: Path, marker: str, nth: int = 1, command: str = "etl") -> Iterator[subprocess.Popen[bytes]]:
     """A run that stands still at the marker; killed with its whole group in the end."""
     log = config.with_suffix(".log")
     with log.open("wb") as stream:
-        command = [sys.executable, str(PAUSING), marker, str(nth), "etl", str(config)]
-        process = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
+        line = [sys.executable, str(PAUSING), marker, str(nth), command, str(config)]
+        process = subprocess.Popen(line, stdout=stream, stderr=stream, start_new_session=True)
     try:
         end = time.monotonic() + PATIENCE
         while True:

@@ -43,10 +43,8 @@ def config_of(folder: Path, **changes: Any) -> Config:
     return validate({**tree, **changes}, "night.toml")
 
 
-@pytest.fixture(scope="module")
-def folder(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A log of 60 users over 8 days, half of their decisions sends, and a policy learned from it."""
-    folder = tmp_path_factory.mktemp("night")
+def make_log(folder: Path) -> None:
+    """A log of 60 users over 8 days, half of their decisions sends."""
     rng = np.random.default_rng(0)
     decisions, events = [HEADER], ["event_id,user_id,occurred_at,kind,decision_id"]
     for user in range(60):
@@ -58,6 +56,13 @@ def folder(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Pat
     events.append("off,u00,2026-01-08 20:00:00,disable,")
     (folder / "decisions.csv").write_text("\n".join(decisions))
     (folder / "events.csv").write_text("\n".join(events))
+
+
+@pytest.fixture(scope="module")
+def folder(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log, and a policy learned from it."""
+    folder = tmp_path_factory.mktemp("night")
+    make_log(folder)
     config = config_of(folder)
     jobs.etl(config)
     jobs.train(config)
@@ -133,6 +138,30 @@ def test_nights_stand_beside_each_other_and_one_is_replaced_whole(spark: SparkSe
     nights = Counter(row["night"] for row in found.values() if row["night"] >= "2026-02")
     assert nights == {"2026-02-01": 1, "2026-02-02": 1}
     assert "b" not in found
+
+
+def test_candidates_without_a_column_that_the_contract_needs_are_refused(spark: SparkSession, folder: Path) -> None:
+    (folder / "candidates.csv").write_text("candidate_id,user_id,decide_at,legal_actions\na,u01,2026-01-09,hold send")
+    with pytest.raises(InputError, match=r"data\.candidates: no column 'relevance' in .*map it"):
+        night.run_scoring(spark, config_of(folder), folder / "run" / "policies" / "ddqn_cql", "3")
+
+
+def test_a_frozen_score_needs_no_registry(
+    spark: SparkSession, folder: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing answers on that port, and nobody asks."""
+    (folder / "candidates.csv").write_text("\n".join(["candidate_id,user_id,decide_at,legal_actions,relevance", *ROWS]))
+    config = config_of(folder, run_dir=str(folder / "frozen"), mlflow={"tracking_uri": "http://127.0.0.1:9"})
+    jobs.freeze(config, "since I say so")
+    with caplog.at_level("WARNING", "tactful.score"):
+        found = jobs.score(config)
+    assert found["by_rule"] == {"frozen": len(ROWS)}
+    assert "FROZEN since" in caplog.text
+    assert "since I say so" in caplog.text
+    jobs.unfreeze(config)
+    said = capsys.readouterr().out
+    assert "every score holds until `tactful unfreeze`" in said
+    assert "lifted" in said
 
 
 @pytest.mark.parametrize(
