@@ -117,10 +117,10 @@ def bench(
         console.print(f"[bold]{size} size[/]: {log['decisions']:,} decisions, {log['events']:,} events, "
                       f"{log['bytes'] / 2**20:,.0f} MiB")  # fmt: skip
         options = ["--decisions", rows, "--out", out / size, "--threads", threads, "--buckets", parts, "--heap", heap]
-        timed, _ = _child("time", [*options, "--rounds", rounds])
+        timed, _ = run_child("benchmarks.etl", "time", [*options, "--rounds", rounds])
         found[size] = timed | {"log": log}
         for contender in ("spark", "duckdb"):
-            _, peak = _child("memory", [*options, "--contender", contender])
+            _, peak = run_child("benchmarks.etl", "memory", [*options, "--contender", contender])
             found[size][contender]["peak_bytes"] = peak
             console.print(f"  {contender}: peak of the process tree {peak / 2**30:.2f} GiB")
     summary = _summary(found) | {
@@ -143,11 +143,11 @@ def bench(
         raise typer.Exit(1)
 
 
-def _child(step: str, options: list[Any]) -> tuple[Report, int]:
-    """Run one step in a process of its own; returns what it found and the peak memory of its process tree, bytes."""
+def run_child(module: str, step: str, options: list[Any]) -> tuple[Report, int]:
+    """Run one step of a benchmark in a process of its own; what it found and the peak memory of its tree, bytes."""
     result = Path(options[options.index("--out") + 1]) / f"{step}.json"
     result.unlink(missing_ok=True)
-    words = [sys.executable, "-m", "benchmarks.etl", step, *map(str, options)]
+    words = [sys.executable, "-m", module, step, *map(str, options)]
     # Sampling stops the sampled process for a moment, so that only memory is taken while it is asked for.
     process, peak = subprocess.Popen(words), 0
     while process.poll() is None:
@@ -155,7 +155,7 @@ def _child(step: str, options: list[Any]) -> tuple[Report, int]:
             peak = max(peak, _tree_bytes(process.pid))
         time.sleep(SAMPLE_SECONDS)
     if process.returncode or not result.exists():
-        console.print(f"benchmarks.etl {step} ended with {process.returncode}; what it printed says why.", style="red")
+        console.print(f"{module} {step} ended with {process.returncode}; what it printed says why.", style="red")
         raise typer.Exit(1)
     found: Report = json.loads(result.read_text())
     return found, peak

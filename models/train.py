@@ -27,7 +27,7 @@ from models.scaling import Scales, Units
 from models.stream import Pool, Survey, reach_of, survey
 from models.table import Shards, Transitions
 from models.training import BEHAVIOUR, TrainConfig
-from models.watch import Act, Assess, Judge, Kept, Point, Reach, Seen, reach_within
+from models.watch import Act, Assess, Deploy, Judge, Kept, Point, Reach, Seen, reach_within
 
 Metrics = Callable[[int, dict[str, float]], None]
 """Told the update and the metrics there."""
@@ -69,6 +69,8 @@ class Learned:
     """Why seeds of it diverged."""
     gains: tuple[dict[str, float | None], ...] = ()
     """Of each seed that did not, the gain on the validation split where it is kept, with its standard error."""
+    act: Act | None = None
+    """How it is deployed, which `values` are of; None for the behaviour policy, which acts as it is."""
 
     @property
     def alpha(self) -> float | None:
@@ -179,6 +181,7 @@ def train(
     checkpoint: Path | None = None,
     group: Group | None = None,
     shards: Shards | None = None,
+    deploy: Deploy | None = None,
 ) -> dict[str, Learned]:
     """A policy per configured learner, and `behaviour`; the same seed and table give the same numbers.
 
@@ -186,7 +189,8 @@ def train(
     whose policy, as `act` deploys it, is best on the validation split (`assess_of`; the last where that is None);
     3. what is exported of each learner is valued by an unpenalised fitted Q evaluation. With `checkpoint` a run that
     was killed goes on from that file. With `shards` the population learns from all of them as they pass through a
-    buffer of `config.stream_rows`, and `table` is what of them fits (`stream.sampled`).
+    buffer of `config.stream_rows`, and `table` is what of them fits (`stream.sampled`). `deploy` says how each policy
+    is deployed by what it is at the rows of `assess_of`, where that is not `act` for all of them.
 
     A learner all of whose seeds diverge is left out, with a warning. Raises InputError as `prepare` does, for a
     weighted component that is constant, and where every learner diverges.
@@ -196,7 +200,9 @@ def train(
     clone, clone_curve = clone_behaviour(run)
     logits = predicted(clone, run.data.state)[0, :, :, 0]
     cloned = _softmax(logits, table.legal)
-    judge = _judge(run, act, assess_of(cloned), logits) if assess_of else None
+    assess = assess_of(cloned) if assess_of else None
+    deploy = deploy or (lambda *_: act)
+    judge = _judge(run, deploy, assess, logits) if assess else None
     members = run.members()
     keep = None if checkpoint is None else Keep(checkpoint, _identity(run, members))
     try:
@@ -209,7 +215,10 @@ def train(
             f"train.hidden ({list(config.hidden)}) or train.seeds ({config.seeds})."
         ) from None
     chosen = _chosen(run, members, seen)
-    policies = [act(each.q(run), logits, table.legal) for each in chosen]
+    qs = [each.q(run) for each in chosen]
+    asked = np.ones(len(logits), dtype=np.bool_) if assess is None else assess.rows
+    acts = [deploy(q[asked], logits[asked], table.legal[asked]) for q in qs]
+    policies = [own(q, logits, table.legal) for own, q in zip(acts, qs, strict=True)]
     gammas = [each.member.gamma_per_day for each in chosen]
     values = value(run, [*policies, cloned], [*gammas, config.gamma_per_day])
     learned = {}
@@ -228,6 +237,7 @@ def train(
             kept=each.kept,
             stopped=each.stopped,
             gains=each.gains,
+            act=acts[m],
         )
     # What the logging policy earns, weighed as the learners weigh it: its q is its own fitted value.
     own, scales = values[-1], run.units.weighed(config.weights)
@@ -394,7 +404,7 @@ def value(run: Run, policies: list[NDArray[np.float64]], gammas: list[float]) ->
     return [found[place] for place in range(len(policies))]
 
 
-def _judge(run: Run, act: Act, assess: Assess, logits: NDArray[np.float64]) -> Judge | None:
+def _judge(run: Run, deploy: Deploy, assess: Assess, logits: NDArray[np.float64]) -> Judge | None:
     """What checks evaluate by; None where the validation split has too few users to tell anything."""
     rows = assess.rows
     if len(np.unique(run.table.user[rows])) < FEWEST_USERS:
@@ -402,7 +412,7 @@ def _judge(run: Run, act: Act, assess: Assess, logits: NDArray[np.float64]) -> J
                     "unselected; raise its share in etl.split", FEWEST_USERS)  # fmt: skip
         return None
     places = torch.from_numpy(np.flatnonzero(rows)).to(run.device)
-    return Judge(assess, act, run.data.state[places], logits[rows], run.table.legal[rows])
+    return Judge(assess, deploy, run.data.state[places], logits[rows], run.table.legal[rows])
 
 
 def _identity(run: Run, members: list[Member]) -> dict[str, Any]:

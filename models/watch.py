@@ -19,6 +19,8 @@ from models.network import Population, predicted
 
 Act = Callable[[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]], NDArray[np.float64]]
 """(q [N, A], behaviour logits [N, A], legal [N, A]) -> probabilities [N, A]: how a learned policy is deployed."""
+Deploy = Callable[[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]], Act]
+"""How a policy is deployed that has this q, these behaviour logits and this legal [n, A] at the validation rows."""
 Point = dict[str, float]
 
 
@@ -38,7 +40,7 @@ class Judge:
     """The validation split as checks see it; n rows of U users."""
 
     assess: Assess
-    act: Act
+    deploy: Deploy
     state: Tensor
     """[n, S] normalised."""
     logits: NDArray[np.float64]
@@ -49,7 +51,8 @@ class Judge:
     def gains(self, network: Population, weights: NDArray[np.float64], member: Member) -> NDArray[np.float64]:
         """[U] contribution of each user to the gain of one acting network, in the unit of the weighted reward."""
         q = predicted(network, self.state)[0] @ weights
-        found = self.assess(self.act(q, self.logits, self.legal))
+        act = self.deploy(q, self.logits, self.legal)
+        found = self.assess(act(q, self.logits, self.legal))
         gains: NDArray[np.float64] = found @ member.scales.weights
         return gains
 

@@ -187,6 +187,28 @@ class Policy(Section):
     """kappa: act by (1 - kappa) mu + kappa pi, mu the behaviour network."""
     exploration: float = Field(0.02, ge=0, lt=1)
     """Probability spread uniformly over the legal actions, so that tomorrow's log can be evaluated."""
+    volume: float | None = Field(None, gt=0)
+    """Expected sends as a share of the logging policy's on the validation split, one step at a time: fixes lambda."""
+    volume_range: tuple[float, float] | None = None
+    """Smallest and largest volume that scoring may move lambda to; the gate judges all of it. By default `volume`."""
+    lambda_: float = Field(0.0, alias="lambda", allow_inf_nan=False)
+    """Price per send, in the unit of q, where no volume fixes it."""
+
+    @model_validator(mode="after")
+    def priced(self) -> Self:
+        if self.volume is not None and "lambda_" in self.model_fields_set:
+            raise InputError("policy.lambda: policy.volume fixes it; remove one of the two.")
+        if self.volume_range is None:
+            return self
+        if self.volume is None:
+            raise InputError("policy.volume_range: needs policy.volume, the point in it that is deployed; add it.")
+        low, high = self.volume_range
+        if not 0 < low <= self.volume <= high:
+            raise InputError(
+                f"policy.volume_range is [{low:g}, {high:g}] and policy.volume {self.volume:g}; the volume must lie in "
+                "the range, whose ends are positive, the smaller first."
+            )
+        return self
 
 
 class Score(Section):
@@ -420,6 +442,12 @@ class Config(Section):
                 raise InputError(f"score.{key}: every action is a send, so there is nothing to choose; remove it.")
 
     def _consistent_learning(self, train: TrainConfig) -> None:
+        for key in ("volume", "lambda"):
+            if getattr(self.policy, key if key == "volume" else "lambda_") and self.actions[0] != HOLD:
+                raise InputError(
+                    f"policy.{key}: every action of {', '.join(self.actions)} is a send, so that no price moves what "
+                    f"is sent; remove it, or configure `{HOLD}`."
+                )
         if self.gate.candidate not in train.learners:
             meant = suggest(self.gate.candidate, train.learners)
             raise InputError(f"gate.candidate: {self.gate.candidate!r} is not learned{meant}.")
@@ -546,7 +574,7 @@ def _siblings(location: tuple[int | str, ...]) -> list[str]:
 def _fields(section: Any) -> dict[str, Any]:
     """Name -> type of each field of a section or of a config dataclass; empty for anything else."""
     if isinstance(section, type) and issubclass(section, BaseModel):
-        return {name: field.annotation for name, field in section.model_fields.items()}
+        return {field.alias or name: field.annotation for name, field in section.model_fields.items()}
     if is_dataclass(section):
         return {field.name: field.type for field in fields(section)}
     return {}

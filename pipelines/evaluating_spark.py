@@ -113,6 +113,7 @@ def evaluate_by_spark(
     tried: int = 1,
     alone: str | None = None,
     fit: FitNetwork | None = None,
+    along: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """What `policies.evaluate.evaluate` returns, of all rows of `log`.
 
@@ -120,14 +121,16 @@ def evaluate_by_spark(
     fingerprint lies. Raises InputError as `evaluate` does.
     """
     config, asked = log.config, asked_about(policies)
-    plan = plan_of(sample, policies, config.evaluate, config.gate, config.seed, tried, alone, RESAMPLES)
+    plan = plan_of(
+        sample, policies, config.evaluate, config.gate, config.seed, tried, alone, tuple(along or ()), RESAMPLES
+    )
     targets = {policy.name: Target.of(policy, sample) for policy in asked}
     fitted = ValueFunctions.of(sample, targets, plan, log.end, fit or default_fit(config))
     packed = [Packed.of(policy, dict(folders)) for policy in asked]
     job = Job(plan, packed, fitted, config.etl.buckets, str(config.transitions_path), log.version)
     found, answers = tallied_by_spark(log.rows, job)
     held = part_of(sample, plan, asked, fitted, [0])
-    return evaluation(plan, policies, tried, found, answers, held)
+    return evaluation(plan, policies, tried, found, answers, held, along)
 
 
 def tallied_by_spark(rows: DataFrame, job: Job) -> tuple[LogTally, Answers]:

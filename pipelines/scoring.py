@@ -300,7 +300,7 @@ def _numbers(batches: Batches) -> Iterator[int]:
 def _written(judged: Judged, job: Night, price: Price | None, dropped: int) -> list[Result]:
     """The bucket's rows in a file of their own, and what stands in it."""
     probability = judged.fixed if price is None else judged.probabilities(champion_of(job), price)
-    rows = _rows(judged, job, probability).sort_by([("user_id", "ascending"), ("candidate_id", "ascending")])
+    rows = scored_rows(judged, job, probability).sort_by([("user_id", "ascending"), ("candidate_id", "ascending")])
     found = [(COUNTS, json.dumps(_counts(rows, judged, job, probability, dropped)).encode())]
     if rows.num_rows:
         staged = staging.write(rows, job.root, job.run, scores_layout(job.plan.contract), {"night": job.night})
@@ -332,7 +332,8 @@ def _counts(
     }
 
 
-def _rows(judged: Judged, job: Night, probability: NDArray[np.float64]) -> pa.Table:
+def scored_rows(judged: Judged, job: Night, probability: NDArray[np.float64]) -> pa.Table:
+    """The rows of the scores table, see above; `probability` [N, A]."""
     contract, asked = job.plan.contract, judged.asked
     action = drawn(probability, asked["row_id"], job.rules.seed)
     at, missing = ints(asked, "at"), is_null(asked, "at")

@@ -40,6 +40,7 @@ class Packed:
     """Name and content of each file of the artifact."""
     called: str = ""
     share: float | None = None
+    price: float | None = None
     mixed: float | None = None
     """Share of `policy` beside the artifact's clone of the logging policy."""
 
@@ -47,10 +48,10 @@ class Packed:
     def of(cls, policy: Policy, folders: dict[str, Path]) -> "Packed":
         """`folders` by the fingerprint of the artifact in each."""
         if isinstance(policy, QPolicy):
-            return cls(None, _files(policy, folders), policy.called, policy.share)
+            return cls(None, _files(policy, folders), policy.called, policy.share, policy.price)
         if isinstance(policy, Mixture) and isinstance(policy.logging, QPolicy):
             clone = policy.logging
-            return cls(policy.policy, _files(clone, folders), clone.called, clone.share, policy.share)
+            return cls(policy.policy, _files(clone, folders), clone.called, clone.share, None, policy.share)
         return cls(policy)
 
     def unpacked(self) -> Policy:
@@ -60,7 +61,7 @@ class Packed:
         with tempfile.TemporaryDirectory() as folder:
             for name, content in self.files:
                 (Path(folder) / name).write_bytes(content)
-            learned = QPolicy(artifact.load(folder), self.called, share=self.share)
+            learned = QPolicy(artifact.load(folder), self.called, share=self.share, price=self.price)
         return learned if self.mixed is None else Mixture(self.policy, learned, self.mixed)
 
 

@@ -41,6 +41,7 @@ def evaluate(
     progress: bool = True,
     tried: int = 1,
     alone: str | None = None,
+    along: Mapping[str, float] | None = None,
     fit: FitQ | None = None,
 ) -> dict[str, Any]:
     """Each of `policies` and the logging policy by every estimator and component, as plain numbers ready for JSON.
@@ -52,8 +53,9 @@ def evaluate(
     functions fitted on train and validation. Warm-up rows take part: they train no policy, but they happened.
     `tried` is how many candidates this test split has judged, this one included; they share the gate's confidence.
     `alone` names the policy that the mixtures at the gate's shares mix with the logging policy: by default the
-    candidate, else what the candidate is without the part of the logging policy that it is deployed with. `fit`
-    solves for the value functions; by default `models.fqe.fit_fqe`.
+    candidate, else what the candidate is without the part of the logging policy that it is deployed with. `along`
+    names those of `policies` that are the candidate at other prices lambda of its range, which stand in `ranges` beside
+    their lambda instead of among the policies. `fit` solves for the value functions; by default `models.fqe.fit_fqe`.
 
     Where one user holds half of a policy's weight or more, `withheld` has the reason and estimates by weights are null.
     `clusters` says what the intervals resample: users, or rows where none has two; `warnings` what to know first.
@@ -66,11 +68,11 @@ def evaluate(
     check_propensities(table)
     check_rewards(table)
     check_most(table, config.most_per_decision)
-    plan = plan_of(table, policies, config, gate, seed, tried, alone)
+    plan = plan_of(table, policies, config, gate, seed, tried, alone, tuple(along or ()))
     targets = {policy.name: Target.of(policy, table) for policy in asked_about(policies)}
     q = _value_functions(table, targets, plan, fit or default_fit(config.fqe_steps, seed, progress))
     whole = Part.of(table, plan, targets, lambda key: q[plan.same(key)])
-    return evaluation(plan, policies, tried, *tallied(plan, [whole]), whole)
+    return evaluation(plan, policies, tried, *tallied(plan, [whole]), whole, along)
 
 
 def asked_about(policies: Sequence[Policy | LoggingPolicy]) -> list[Policy]:
@@ -86,6 +88,7 @@ def plan_of(
     seed: int,
     tried: int = 1,
     alone: str | None = None,
+    along: Sequence[str] = (),
     step: int | None = None,
 ) -> Plan:
     """What `evaluate` asks, cut where `table` says. Raises InputError as it and `Plan.of` do."""
@@ -95,7 +98,7 @@ def plan_of(
     if repeated:
         raise InputError(f"policies: {repeated} named more than once; name each once.")
     levels = Levels((1 - config.confidence) / 2, one_sided(gate.confidence, tried, config.resamples))
-    return Plan.of(table, asked, config, gate, seed, levels, alone, step)
+    return Plan.of(table, asked, config, gate, seed, levels, alone, along, step)
 
 
 def default_fit(steps: int, seed: int, progress: bool) -> FitQ:
@@ -124,6 +127,7 @@ def evaluation(
     log: LogTally,
     answers: Answers,
     sample: Part,
+    along: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """What `evaluate` returns, from the answers to every question of the plan.
 
@@ -163,8 +167,16 @@ def evaluation(
         "mixtures": {
             plan.gate.candidate: {str(share): _described(study, "test", share, judged=True) for share in plan.shares}
         },
+        "ranges": {
+            plan.gate.candidate: {
+                name: {"lambda": price, **_described(study, "test", name, judged=True)}
+                for name, price in (along or {}).items()
+            }
+        },
         "weights": {
-            name: study.answer(plan.row_set_of(name), name).facts["weights"].histogram() for name in plan.names
+            name: study.answer(plan.row_set_of(name), name).facts["weights"].histogram()
+            for name in plan.names
+            if name not in plan.along
         },
         "calibration": log.calibration.plain(plan.contract.actions),
     }
@@ -203,7 +215,7 @@ def _describe_policies(study: Study) -> dict[str, Any]:
             "truth": None,
         }
     }
-    for name in plan.names:
+    for name in (name for name in plan.names if name not in plan.along):
         rows = plan.row_set_of(name)
         answer = study.answer(rows, name)
         found[name] = {

@@ -20,6 +20,10 @@ from policies.checks import (
 )
 from policies.rules import GateConfig
 
+WORSE = ("PROMOTE", "INCONCLUSIVE", "REFUSE")
+"""Verdicts, each worse than the one before."""
+NARROW = "Narrow policy.volume_range, then train and judge again."
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -46,6 +50,19 @@ class Judgement:
         return "PROMOTE" if all(check.passed for check in self.checks) else "INCONCLUSIVE"
 
 
+@dataclass(frozen=True)
+class Along:
+    """The candidate at another price of its range."""
+
+    name: str
+    price: float
+    judgement: Judgement
+
+    @property
+    def called(self) -> str:
+        return f"{self.name} (lambda {self.price:.4g})"
+
+
 def judge(evaluation: dict[str, Any], config: GateConfig, tried: int) -> dict[str, Any]:
     """The verdict on `config.candidate` from the JSON of `policies.evaluate.evaluate`, with every check and its reason.
 
@@ -59,6 +76,10 @@ def judge(evaluation: dict[str, Any], config: GateConfig, tried: int) -> dict[st
     same conditions, tried upwards and stopping at the first that does not: a fixed sequence, so the claim as a whole
     keeps the confidence.
 
+    Where the price lambda may be moved, each of `evaluation["ranges"]` is held to the same conditions at the same
+    confidence, and the verdict is the worst of them. All must pass for a promotion, so that the chance of promoting
+    what harms at some price judged is no larger than at one (an intersection-union test: Berger 1982).
+
     Raises InputError where nothing is guarded, the candidate or a metric was not evaluated, a candidate that learned
     was not evaluated on the test split, or the bounds were computed for another number of candidates.
     """
@@ -66,11 +87,16 @@ def judge(evaluation: dict[str, Any], config: GateConfig, tried: int) -> dict[st
     policy = evaluation["policies"][config.candidate]
     judgement = _judge_one(policy, evaluation, config, policy["users"])
     share = _largest_share(evaluation, config, policy["users"])
+    along = [
+        Along(name, each["lambda"], _judge_one(each, evaluation, config, policy["users"]))
+        for name, each in evaluation.get("ranges", {}).get(config.candidate, {}).items()
+    ]
+    checks = (*judgement.checks, *([_whole_range(along)] if along else []))
     return {
-        "verdict": judgement.verdict,
+        "verdict": max((each.verdict for each in (judgement, *(point.judgement for point in along))), key=WORSE.index),
         "candidate": config.candidate,
-        "reasons": _reasons(judgement, share, config),
-        "checks": [check.plain() for check in judgement.checks],
+        "reasons": _reasons(judgement, along, share, config),
+        "checks": [check.plain() for check in checks],
         "largest_share": share,
         "gamma": turning_gamma(policy, config),
         "confidence": 1 - (1 - config.confidence) / tried,
@@ -200,14 +226,49 @@ def _largest_share(evaluation: Mapping[str, Any], config: GateConfig, users: int
     return largest
 
 
-def _reasons(judgement: Judgement, share: float | None, config: GateConfig) -> list[str]:
+def _whole_range(along: Sequence[Along]) -> Check:
+    """Whether the candidate passes at every price judged."""
+    found = {each.name: each.judgement.verdict for each in along}
+    needed = "every check held at every price judged"
+    if set(found.values()) == {"PROMOTE"}:
+        prices = sorted(each.price for each in along)
+        reason = (
+            f"volume range: every check holds too at {len(along)} other prices, lambda from {prices[0]:.4g} to "
+            f"{prices[-1]:.4g}; between them nothing was judged."
+        )
+        return Check("volume_range", True, found, needed, reason)
+    off = ", ".join(each.called for each in along if each.judgement.verdict != "PROMOTE")
+    passed = False if "REFUSE" in found.values() else None
+    return Check("volume_range", passed, found, needed, f"volume range: not every check holds at {off}. {NARROW}")
+
+
+def _reasons(judgement: Judgement, along: Sequence[Along], share: float | None, config: GateConfig) -> list[str]:
     """What decided; for a promotion every check, for the others also what could be rolled out instead."""
+    failing = [each for each in along if each.judgement.verdict != "PROMOTE"]
+    if judgement.verdict == "PROMOTE" and not failing:
+        return [check.reason for check in judgement.checks] + ([_whole_range(along).reason] if along else [])
+    told = _deciding(judgement)
+    reasons = list(told.values())
+    for each in failing:
+        # What fails at several prices is told of the first; the check of the range names them all.
+        found = _deciding(each.judgement)
+        reasons += [f"At {each.called}: {reason}" for name, reason in found.items() if name not in told]
+        told = {**found, **told}
     if judgement.verdict == "PROMOTE":
-        return [check.reason for check in judgement.checks]
+        reasons.append(f"At its own lambda {config.candidate} passes every check. {NARROW}")
+    where = " at its own lambda" if along else ""
+    if share is not None:
+        return [*reasons, f"A first rollout of {config.candidate} at share {share:g} passes every check{where}."]
+    tried = ", ".join(f"{each:g}" for each in sorted(config.shares))
+    none = f"No rollout share of {config.candidate} among {tried} passes every check{where} from the smallest up."
+    return [*reasons, none]
+
+
+def _deciding(judgement: Judgement) -> dict[str, str]:
+    """The reasons of a verdict other than PROMOTE, by the name of the check."""
+    if judgement.verdict == "PROMOTE":
+        return {}
     refused = judgement.verdict == "REFUSE"
     decided = judgement.metrics if refused else judgement.checks
-    reasons = [check.reason for check in decided if (check.passed is False if refused else not check.passed)]
-    if share is not None:
-        return [*reasons, f"A first rollout of {config.candidate} at share {share:g} passes every check."]
-    tried = ", ".join(f"{each:g}" for each in sorted(config.shares))
-    return [*reasons, f"No rollout share of {config.candidate} among {tried} passes every check from the smallest up."]
+    failed = (check for check in decided if (check.passed is False if refused else not check.passed))
+    return {check.name: check.reason for check in failed}

@@ -59,6 +59,8 @@ class Plan:
     learned: frozenset[str]
     whole: str | None
     """The policy that is mixed with the logging policy at the gate's shares; None without a learned candidate."""
+    along: tuple[str, ...]
+    """Of `names`, the candidate at other prices of its range: the gate judges them beside it."""
     bins: Bins | None
     pace: Pace
     cuts: Cuts
@@ -75,9 +77,10 @@ class Plan:
         seed: int,
         levels: Levels,
         alone: str | None = None,
+        along: Sequence[str] = (),
         step: int | None = None,
     ) -> "Plan":
-        """Cut where the rows of `table` say; `alone` as in `policies.evaluate.evaluate`.
+        """Cut where the rows of `table` say; `alone` and `along` as in `policies.evaluate.evaluate`.
 
         Raises InputError where policies were learned and no user lies in the test split, and as `Bins.of` and `Cuts.of`
         do.
@@ -100,6 +103,7 @@ class Plan:
             names=tuple(policy.name for policy in policies),
             learned=learned,
             whole=(alone or gate.candidate) if gate.candidate in learned else None,
+            along=tuple(along),
             bins=bins,
             pace=pace,
             cuts=Cuts.of(table, judged, gate.segments),
@@ -136,14 +140,16 @@ class Plan:
         sets = ("all", *(["test"] if self.learned else []), *(["choice"] if self.config.per == "decision" else []))
         judged = {self.gate.candidate, self.whole}
         found = [Asked(rows, None) for rows in sets]
-        found += [Asked(self.row_set_of(name), name, judged=name in judged) for name in self.names]
+        shown = (name for name in self.names if name not in self.along)
+        found += [Asked(self.row_set_of(name), name, judged=name in judged) for name in shown]
         if "choice" in sets and len(self.plain) > 1:
             found += [Asked("choice", name) for name in self.plain]
-        # Of a mixture the gate reads its own estimator, and whether the others that are right in the long run agree.
+        # Of a mixture, and of the candidate at another price, the gate reads its own estimator, and whether the others
+        # that are right in the long run agree.
         only = {self.gate.estimator, *CONSISTENT} - ({"ips"} if self.config.per == "week" else set())
         only |= {self.gate.estimator}
-        mixed = (share for share in self.shares if share != 1)
-        return [*found, *(Asked("test", share, tuple(sorted(only)), judged=True) for share in mixed)]
+        keys: list[Key] = [*(share for share in self.shares if share != 1), *self.along]
+        return [*found, *(Asked("test", key, tuple(sorted(only)), judged=True) for key in keys)]
 
     def target(self, targets: Mapping[str, Target], key: Key, table: Transitions) -> Target:
         """Of a policy or a mixture, from those of the policies."""

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from models import artifact, table
@@ -38,6 +39,8 @@ from policies.evaluate import evaluate as evaluate_policies
 from policies.propensity import logged_calibration
 from policies.q_policy import QPolicy
 
+ALONG = 5
+"""Prices at which a range is judged, its ends among them."""
 TRUTH_SEED = 1_000_003
 """Added to the run's seed for the world whose truth is told."""
 
@@ -87,8 +90,10 @@ def _evaluate(
         if deployed:
             baselines, result["baselines"] = _baselines(config, transitions, deployed[config.gate.candidate])
             policies += [*baselines, *_learned_policies(deployed)]
+        along = along_range(deployed[config.gate.candidate], config.gate.candidate) if deployed else []
         tried = _candidates_tried(config, tested, deployed) if deployed and tested else 1
-        found = how(policies, tried=tried, alone=alone)
+        prices = {each.name: each.price for each in along}
+        found = how([*policies, *along], tried=tried, alone=alone, along=prices)
         if trained is not None:
             found["seeds"] = _seeds(config, trained)
         # The world's true values are per user-week.
@@ -153,6 +158,19 @@ def _learned_policies(artifacts: dict[str, artifact.Artifact]) -> list[QPolicy]:
     return found
 
 
+def along_range(loaded: artifact.Artifact, name: str) -> list[QPolicy]:
+    """The candidate at other prices than its own: the ends of the range that scoring may move it in, and between them.
+
+    Nothing where the range is lambda alone.
+    """
+    low, price, high = (loaded.decision[key] for key in ("lambda_low", "lambda", "lambda_high"))
+    places = np.linspace(0, 1, ALONG)
+    names = ["low", *(f"{place:g}" for place in places[1:-1]), "high"]
+    prices = [low, *(low + place * (high - low) for place in places[1:-1]), high]
+    found = {called: float(each) for called, each in zip(names, prices, strict=True)} if low < high else {}
+    return [QPolicy(loaded, f"{name}@{called}", price=each) for called, each in found.items() if each != price]
+
+
 def _baselines(
     config: Config, transitions: table.Transitions, candidate: artifact.Artifact
 ) -> tuple[list[Any], dict[str, Any]]:
@@ -215,10 +233,16 @@ def _candidates_tried(config: Config, window: list[str], artifacts: dict[str, ar
     tried = {(each["candidate"], each["first"], each["last"]) for each in record}
     for name, loaded in artifacts.items():
         graph = (policy_folder(config, name) / artifact.GRAPH).read_bytes()
-        acts = json.dumps(loaded.decision, sort_keys=True).encode()
+        acts = json.dumps(_acts(loaded.decision), sort_keys=True).encode()
         tried.add((hashlib.sha256(graph + acts).hexdigest(), first, last))
     write_json(path, [dict(zip(("candidate", "first", "last"), each, strict=True)) for each in sorted(tried)])
     return len({candidate for candidate, begins, ends in tried if begins <= last and first <= ends})
+
+
+def _acts(decision: Mapping[str, float]) -> dict[str, float]:
+    """A decision as versions without a range recorded it, where its range is lambda alone."""
+    wide = len({decision[key] for key in ("lambda", *artifact.RANGE) if key in decision}) > 1
+    return {key: value for key, value in decision.items() if wide or key not in artifact.RANGE}
 
 
 def explain(

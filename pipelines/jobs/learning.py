@@ -1,9 +1,9 @@
 """Steps that learn: train, in one process or several, sweep, and pick from a sweep."""
 
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,10 +31,11 @@ from pipelines.jobs.steps import (
     step,
     step_path,
 )
-from policies.q_policy import QPolicy, deployed_probabilities
+from policies.q_policy import QPolicy
 from policies.selection import Slope
 from policies.sweep import WEIGHTED, compare
 from policies.sweep import pick as pick_member
+from policies.volume import Budget, Deployed
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -78,9 +79,9 @@ def _train(config: Config, processes: distributed.Group) -> dict[str, Any]:
             )
         lineage = lineage_of(config, transitions)
         folders = {name: policy_folder(config, name) for name in learned}
-        units = feature_units(config.features)
+        volumes, units = _volumes(config, transitions, learned), feature_units(config.features)
         for name, member in learned.items():
-            artifact.export(member, folders[name], decision_of(config, name), lineage, units)
+            artifact.export(member, folders[name], _decision(config, member), lineage, units)
         curves = {name: member.curves for name, member in learned.items()}
         result["mlflow_run"] = registry_of(config).log_run(
             config.name,
@@ -98,10 +99,45 @@ def _train(config: Config, processes: distributed.Group) -> dict[str, Any]:
         result["kept"] = {name: each.kept for name, each in fitted.items()}
         result["gains"] = {name: list(each.gains) for name, each in fitted.items()}
         result["stopped"] = {name: list(each.stopped) for name, each in fitted.items() if each.stopped}
+        result["volumes"] = volumes
         result["lineage"] = lineage
     # Only a run that was cut short has something to go on from.
     checkpoint_of(config).unlink(missing_ok=True)
     return result
+
+
+def _budget(config: Config, transitions: table.Transitions) -> Budget | None:
+    policy = config.policy
+    if policy.volume is None:
+        return None
+    return Budget.of(transitions, config.evaluate.per, decision_of(config), policy.volume, policy.volume_range)
+
+
+def _decision(config: Config, member: Learned) -> Mapping[str, float]:
+    """As it was deployed when it was valued."""
+    return member.act.decision if isinstance(member.act, Deployed) else decision_of(config, member.name)
+
+
+def _volumes(config: Config, transitions: table.Transitions, learned: Mapping[str, Learned]) -> dict[str, Any]:
+    """What the price of each policy does on the validation split; empty without a volume.
+
+    Raises InputError where the candidate cannot have the volume; of others it is told.
+    """
+    budget = _budget(config, transitions)
+    if budget is None:
+        return {}
+    found = {name: dict(each.act.facts) for name, each in learned.items() if isinstance(each.act, Deployed)}
+    for name, facts in found.items():
+        price = facts["lambda"]
+        told = f"{name}: lambda {price['lambda']:.4g}, expected sends {price['expected']:.3f} of the log's"
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
+        try:
+            budget.check(name, facts)
+        except InputError as error:
+            if name == config.gate.candidate:
+                raise
+            console.print(str(error), style="yellow", markup=False, highlight=False, soft_wrap=True)
+    return found
 
 
 def _fit(config: Config, processes: distributed.Group) -> tuple[table.Transitions, dict[str, Learned]]:
@@ -126,15 +162,17 @@ def _learn(
     checkpoint: Path,
     processes: distributed.Group | None = None,
 ) -> dict[str, Learned]:
+    budget = _budget(config, transitions)
     return fit_policies(
         transitions,
         settings,
         config.seed,
-        partial(deployed_probabilities, decision=decision_of(config), is_send=config.contract.is_send),
+        Deployed(decision_of(config), config.contract.is_send),
         assess_of=lambda cloned: Slope.of(transitions, cloned, config.evaluate.per),
         checkpoint=checkpoint,
         group=processes,
         shards=shards,
+        deploy=None if budget is None else budget.deployed,
     )
 
 
@@ -154,7 +192,7 @@ def sweep(config: Config) -> dict[str, Any]:
         # An earlier sweep may have had more members.
         shutil.rmtree(root, ignore_errors=True)
         for name, member in learned.items():
-            artifact.export(member, root / name, decision_of(config), lineage, feature_units(config.features))
+            artifact.export(member, root / name, _decision(config, member), lineage, feature_units(config.features))
         policies = [QPolicy(artifact.load(root / name), name) for name in learned]
         objectives = config.sweep.front(config.contract.rewards)
         result.update(
@@ -188,6 +226,7 @@ def sweep(config: Config) -> dict[str, Any]:
                     "toml": sweeps.toml_of(config, learner, weights, each.alpha),
                     "kept": learned[name].kept,
                     "agreement": learned[name].agreement,
+                    "decision": dict(_decision(config, learned[name])),
                 }
         result["mlflow_run"] = _log_sweep(config, result, {name: learned[name].curves for name in learned})
         console.print(sweeps.members_table(result))

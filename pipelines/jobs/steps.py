@@ -88,10 +88,12 @@ def registry_of(config: Config) -> Registry:
 
 
 def decision_of(config: Config, name: str = "") -> dict[str, float]:
-    """How an artifact's outputs become probabilities; the cloned logging policy acts as itself."""
+    """How an artifact's outputs become probabilities before a volume fixes lambda; the cloned logging policy acts as
+    itself."""
     if name == BEHAVIOUR:
         return {"rollout_share": 0.0, "exploration": 0.0, "lambda": 0.0}
-    return {"rollout_share": config.policy.rollout_share, "exploration": config.policy.exploration, "lambda": 0.0}
+    policy = config.policy
+    return {"rollout_share": policy.rollout_share, "exploration": policy.exploration, "lambda": policy.lambda_}
 
 
 def _window(transitions: table.Transitions) -> list[str]:

@@ -64,10 +64,17 @@ def test_an_unknown_feature_is_its_training_mean(folder) -> None:
 def test_what_was_written_is_read(folder, untrained) -> None:
     artifact = load(folder)
     assert artifact.contract == untrained().contract
-    assert artifact.decision == DECISION
+    assert artifact.decision == {**DECISION, "lambda_low": 0.0, "lambda_high": 0.0}
     assert artifact.weights == {"sends": -0.05, "clicks": 1.0}
     assert artifact.feature_units == UNITS
     assert artifact.lineage == {**LINEAGE, "learner": "ddqn_cql", "alpha": 1.0, "kind": "ddqn_cql"}
+
+
+def test_a_range_is_kept_and_must_hold_lambda(tmp_path, untrained) -> None:
+    ranged = {**DECISION, "lambda": 0.3, "lambda_low": -0.1, "lambda_high": 0.5}
+    assert load(export(untrained(), tmp_path / "ranged", ranged, LINEAGE)).decision == ranged
+    with pytest.raises(InputError, match=r"decision: lambda is 0.3, outside of its range \[0.4, 0.5\]"):
+        export(untrained(), tmp_path / "wrong", {**ranged, "lambda_low": 0.4}, LINEAGE)
 
 
 def test_the_fingerprint_leaves_out_times_and_nothing_else(folder, tmp_path, untrained) -> None:
@@ -110,6 +117,8 @@ def test_an_edited_contract_is_refused(altered) -> None:
         ({"weights": {"sends": 0.0, "clicks": 1.0}}, "contract.json: weights is"),
         ({"decision": {**DECISION, "rollout_share": 2.0}}, "contract.json: decision.rollout_share is 2.0"),
         ({"decision": {"rollout_share": 1.0, "lambda": 0.0}}, "contract.json: decision.exploration is None"),
+        ({"decision": {**DECISION, "lambda_low": "0"}}, "contract.json: decision.lambda_low is '0'"),
+        ({"decision": {**DECISION, "lambda_high": -0.1}}, r"decision: lambda is 0, outside of its range \[0, -0.1\]"),
         ({"graph_sha256": "0"}, r"policy.onnx: not the graph that contract.json describes"),
     ],
 )

@@ -70,6 +70,12 @@ def test_names_of_features_and_rewards_follow_the_configuration() -> None:
         ("actions", ["push", "hold"], ["`hold` must be the first action"]),
         ("gate", {"candidate": "iql"}, ["gate.candidate: 'iql' is not learned"]),
         ("policy", {"rollout_share": 0.0}, ["policy.rollout_share", "found 0.0", "greater than 0"]),
+        ("policy", {"volume": 0.0}, ["policy.volume", "found 0.0", "greater than 0"]),
+        ("policy", {"volume": 0.9, "lambda": 0.1}, ["policy.lambda: policy.volume fixes it"]),
+        ("policy", {"lamda": 0.1}, ["policy.lamda", "did you mean 'lambda'"]),
+        ("policy", {"volume_range": [0.8, 1.0]}, ["policy.volume_range: needs policy.volume"]),
+        ("policy", {"volume": 1.1, "volume_range": [0.8, 1.0]}, ["policy.volume_range is [0.8, 1] and", "1.1"]),
+        ("policy", {"volume": 0.9, "volume_range": [1.0, 0.8]}, ["policy.volume_range is [1, 0.8] and", "0.9"]),
         ("constraints", {"quiet_hours": [22, 25]}, ["constraints.quiet_hours", "[0, 24)"]),
         ("etl", {"known_gaps": ["2026/01/02"]}, ["etl.known_gaps.0", "found '2026/01/02'"]),
         ("data/events", ..., ["rewards: 'clicks' is counted from events", "map data.events"]),
@@ -81,6 +87,13 @@ def test_every_mistake_is_named_with_its_key_and_remedy(path: str, value: Any, w
     assert error.value.exit_code == 2
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [("volume", 0.9), ("lambda", 0.2)])
+def test_a_price_needs_an_action_that_sends_nothing(key: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"policy.{key}: every action of badge, push is a send"):
+        validate(changed({"actions": ["badge", "push"], f"policy/{key}": value}), "small.toml")
+    assert getattr(validate(changed({f"policy/{key}": value}), "small.toml").policy, key.replace("da", "da_")) == value
 
 
 UNIFORM = {"kind": "uniform"}

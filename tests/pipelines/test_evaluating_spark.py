@@ -1,6 +1,7 @@
 """Evaluation over a Spark DataFrame says what evaluation in one process says."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -24,6 +25,7 @@ from policies.answers import tallied
 from policies.baselines import Always, Mixture, Never
 from policies.evaluate import evaluation, plan_of
 from policies.named import Fixed
+from policies.ope.sample import take
 from policies.ope.target import Target
 from policies.q_policy import QPolicy
 from policies.values import ValueFunctions, part_of
@@ -102,7 +104,7 @@ def test_over_spark_as_in_one_process(spark: SparkSession, config: Config, per: 
     # All buckets are in the sample, and so is every row.
     assert sample.fingerprint == whole.fingerprint
     fingerprints = {artifact.load(folder).fingerprint: folder}
-    plan = plan_of(sample, policies, config.evaluate, config.gate, config.seed, 2, "alone", 50)
+    plan = plan_of(sample, policies, config.evaluate, config.gate, config.seed, 2, "alone", step=50)
     targets = {policy.name: Target.of(policy, sample) for policy in policies}
 
     def network(member: int, state: Any) -> Any:
@@ -137,6 +139,61 @@ def test_the_command_over_spark_leaves_what_the_command_leaves(
         assert_equal(theirs["policies"][name]["diagnostics"], mine["policies"][name]["diagnostics"])
         assert theirs["policies"][name]["estimates"]["fqe"]["clicks"]["estimate"] is not None
     assert jobs.promote(config)["verdict"]
+
+
+def test_a_range_is_fixed_judged_at_its_prices_and_travels(spark: SparkSession, config: Config, tmp_path: Path) -> None:
+    """Train fixes lambda and its range, evaluate judges five prices of it, here as over Spark, promote reads them."""
+    shutil.copytree(config.run_dir, tmp_path / "run")
+    policy = config.policy.model_copy(update={"volume": 0.9, "volume_range": (0.7, 1.0)})
+    ranged = config.model_copy(update={"run_dir": tmp_path / "run", "policy": policy})
+    trained = jobs.train(ranged)
+    loaded = artifact.load(ranged.run_dir / "policies" / "ddqn_cql")
+    low, price, high = (loaded.decision[key] for key in ("lambda_low", "lambda", "lambda_high"))
+    facts = trained["volumes"]["ddqn_cql"]
+    assert low < price < high == facts["lambda_high"]["lambda"]
+    # The exported policy, on the validation rows it was priced on, has the volume to half a row's step.
+    whole = table.read(config.transitions_path, config.contract)
+    rows = take(whole, whole.split == 1, "week").rows
+    logged = whole.action[rows].sum()
+    assert facts["logging_sends"] == logged
+    for at, volume in ((low, 1.0), (price, 0.9), (high, 0.7)):
+        expected = QPolicy(loaded, price=at).action_probabilities(whole.state[rows], whole.legal[rows])[:, 1].sum()
+        assert abs(expected - volume * logged) <= 0.5
+
+    points = judging.along_range(loaded, "ddqn_cql")
+    assert [each.name for each in points] == [f"ddqn_cql@{each}" for each in ("low", "0.25", "0.5", "0.75", "high")]
+    assert [each.price for each in points] == pytest.approx(np.linspace(low, high, 5))
+    folders = {loaded.fingerprint: ranged.run_dir / "policies" / "ddqn_cql"}
+    for each in points:
+        assert Packed.of(each, folders).unpacked().price == each.price  # type: ignore[attr-defined]
+
+    here = json.loads(json.dumps(jobs.evaluate(ranged)))["evaluation"]
+    there = json.loads(json.dumps(jobs.evaluate(ranged, by_spark=True)))["evaluation"]
+    for found in (here, there):
+        assert not any("@" in name for name in (*found["policies"], *found["weights"]))
+    mine, theirs = here["ranges"]["ddqn_cql"], there["ranges"]["ddqn_cql"]
+    assert list(mine) == list(theirs) == [each.name for each in points]
+    for name, each in mine.items():
+        assert each["lambda"] == theirs[name]["lambda"]
+        assert_equal(theirs[name]["estimates"]["wpdis"], each["estimates"]["wpdis"])
+        assert_equal(theirs[name]["diagnostics"], each["diagnostics"])
+    # A higher price sends less along the log's states.
+    sends = [each["estimates"]["dr"]["sends"]["estimate"] for each in mine.values()]
+    assert sends[0] > sends[-1]
+    verdict = jobs.promote(ranged)
+    assert verdict["checks"][-1]["name"] == "volume_range"
+    assert len(verdict["checks"][-1]["found"]) == 5
+    jobs.report(ranged)
+    assert "olume range" in (ranged.run_dir / "report.html").read_text()
+
+
+def test_a_volume_out_of_reach_stops_training_with_what_is_in_reach(
+    spark: SparkSession, config: Config, tmp_path: Path
+) -> None:
+    shutil.copytree(config.run_dir, tmp_path / "run")
+    policy = config.policy.model_copy(update={"volume": 5.0})
+    with pytest.raises(InputError, match=r"policy.volume: ddqn_cql cannot be brought to 5 times .* give 0\.\d+ to 1"):
+        jobs.train(config.model_copy(update={"run_dir": tmp_path / "run", "policy": policy}))
 
 
 def test_a_sample_is_whole_buckets_and_is_told(spark: SparkSession, config: Config) -> None:

@@ -389,3 +389,54 @@ def test_an_evaluation_that_cannot_be_judged_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         judge(evaluation(**changes), config, tried=1)
+
+
+def with_range(low: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """What `judge` says where the range's lower end is `low` and its upper end passes."""
+    ends = {"ours@low": {"lambda": 0.1, **low}, "ours@high": {"lambda": 0.3, **policy()}}
+    return judge(evaluation(ranges={"ours": ends}, **changes), CONFIG, 1)
+
+
+def test_a_range_that_passes_promotes_and_says_so() -> None:
+    found = with_range(policy())
+    assert found["verdict"] == "PROMOTE"
+    assert "volume range: every check holds too at 2 other prices, lambda from 0.1 to 0.3" in found["reasons"][-1]
+    assert found["checks"][-1]["found"] == {"ours@low": "PROMOTE", "ours@high": "PROMOTE"}
+    # The confidence is that of one price: all must pass.
+    assert found["confidence"] == judge(evaluation(), CONFIG, 1)["confidence"] == 0.95
+
+
+@pytest.mark.parametrize(
+    ("low", "verdict", "word"),
+    [
+        (policy(sends=(0.2, 0.1, 0.3)), "REFUSE", "At ours@low (lambda 0.1): sends: estimated 20.00% worse"),
+        (policy(clicks=(0.01, -0.01, 0.03)), "INCONCLUSIVE", "At ours@low (lambda 0.1): improvement: none is shown"),
+        (policy(sends=(0.0, -0.1, 0.1)), "INCONCLUSIVE", "At ours@low (lambda 0.1): sends: estimated"),
+    ],
+)
+def test_one_price_that_fails_fails_the_range(low: dict[str, Any], verdict: str, word: str) -> None:
+    found = with_range(low)
+    assert found["verdict"] == verdict
+    assert any(word in reason for reason in found["reasons"])
+    assert not any("ours@high" in reason for reason in found["reasons"])
+    assert any(
+        "At its own lambda ours passes every check. Narrow policy.volume_range" in each for each in found["reasons"]
+    )
+    assert found["checks"][-1]["name"] == "volume_range"
+    assert found["checks"][-1]["passed"] is (False if verdict == "REFUSE" else None)
+    # Mixtures are of the point, and say so.
+    assert found["reasons"][-1] == "A first rollout of ours at share 1 passes every check at its own lambda."
+
+
+def test_where_the_point_fails_narrowing_is_no_remedy() -> None:
+    found = with_range(policy(), sends=(0.2, 0.1, 0.3))
+    assert found["verdict"] == "REFUSE"
+    assert not any("Narrow" in reason for reason in found["reasons"])
+    # A refusal at an end is worse than a point that cannot tell.
+    assert with_range(policy(sends=(0.2, 0.1, 0.3)), clicks=(0.01, -0.01, 0.03))["verdict"] == "REFUSE"
+
+
+def test_what_holds_of_every_price_is_told_once() -> None:
+    found = with_range(policy(), seeds={"agreement": 0.5, "gains": [], "stopped": []})
+    assert found["verdict"] == "INCONCLUSIVE"
+    assert sum("seeds:" in reason for reason in found["reasons"]) == 1
