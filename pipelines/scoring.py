@@ -128,10 +128,10 @@ def score_nights(job: Night) -> Any:
 
     def run(batches: Batches) -> Batches:
         for bucket, tables, dropped in _buckets(batches, job):
-            yield _results(_read(tables, job))
+            yield results(_read(tables, job))
             if tables[CANDIDATES].num_rows or dropped:
                 judged = judge(_of_those_asked(tables), job, before_of(job.resume, bucket), job.default)
-                yield _results(_written(judged, job, job.default, dropped))
+                yield results(written(judged, job, job.default, dropped))
 
     return run
 
@@ -145,9 +145,9 @@ def judge_nights(job: Night) -> Any:
 
     def run(batches: Batches) -> Batches:
         for bucket, tables, dropped in _buckets(batches, job):
-            yield _results(_read(tables, job))
+            yield results(_read(tables, job))
             if tables[CANDIDATES].num_rows or dropped:
-                yield _results(_laid_out(bucket, _of_those_asked(tables), dropped, job))
+                yield results(_laid_out(bucket, _of_those_asked(tables), dropped, job))
 
     return run
 
@@ -161,7 +161,7 @@ def weigh_nights(job: Night, price: Price, window: Window) -> Any:
             for judged in _on_desk(bucket, job, price):
                 sends = _sends(judged.probabilities(champion, price), job.plan.contract)
                 volume = judged.volume(champion, window).packed()
-                yield _results([(VOLUME, volume), (EXPECTED, json.dumps(float(sends.sum())).encode())])
+                yield results([(VOLUME, volume), (EXPECTED, json.dumps(float(sends.sum())).encode())])
 
     return run
 
@@ -173,7 +173,7 @@ def finish_nights(job: Night, price: Price) -> Any:
         for bucket in _numbers(batches):
             dropped = int((job.desk / f"{bucket}.dropped").read_text())
             judged = joined(list(_on_desk(bucket, job, price)))
-            yield _results(_written(judged, job, price, dropped))
+            yield results(written(judged, job, price, dropped))
 
     return run
 
@@ -193,7 +193,7 @@ def hold_nights(job: Night) -> Any:
             none = np.empty((shape[0], 0), np.float32)
             kept = asked.select(["row_id", "user_id", "at"])
             judged = Judged(kept, reason, hold, nan[..., 0], nan[..., 0], nan, hold.astype(np.float64), none)
-            yield _results(_written(judged, job, None, dropped))
+            yield results(written(judged, job, None, dropped))
 
     return run
 
@@ -228,7 +228,8 @@ def champion_of(job: Night) -> artifact.Artifact:
 Result = tuple[str, bytes]
 
 
-def _results(found: Iterable[Result]) -> pa.RecordBatch:
+def results(found: Iterable[Result]) -> pa.RecordBatch:
+    """RESULT rows."""
     kinds, payloads = zip(*found, strict=True)
     return pa.record_batch([pa.array(kinds, pa.string()), pa.array(payloads, pa.large_binary())], schema=RESULT)
 
@@ -297,8 +298,8 @@ def _numbers(batches: Batches) -> Iterator[int]:
         yield from batch.column("id").to_pylist()
 
 
-def _written(judged: Judged, job: Night, price: Price | None, dropped: int) -> list[Result]:
-    """The bucket's rows in a file of their own, and what stands in it."""
+def written(judged: Judged, job: Night, price: Price | None, dropped: int) -> list[Result]:
+    """The rows in a file of their own, and what stands in it."""
     probability = judged.fixed if price is None else judged.probabilities(champion_of(job), price)
     rows = scored_rows(judged, job, probability).sort_by([("user_id", "ascending"), ("candidate_id", "ascending")])
     found = [(COUNTS, json.dumps(_counts(rows, judged, job, probability, dropped)).encode())]
