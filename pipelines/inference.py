@@ -33,7 +33,7 @@ from pyspark.sql.types import StructType
 
 from models import artifact
 from models.errors import InputError
-from pipelines.desk import as_table, from_table, lay
+from pipelines.desk import as_table, from_table, lay, taken
 from pipelines.etl import staging, store
 from pipelines.etl.blocks import Batches
 from pipelines.etl.buckets import RESULT
@@ -220,7 +220,7 @@ def judge_states(job: Night) -> Callable[[Batches], Batches]:
         champion, volumes = champion_of(job), list[Volume]()
         for batch in batches:
             judged = _judged(batch, job)
-            name = f"{uuid.uuid4().hex}.parquet"
+            name = f"{uuid.uuid4().hex}.arrow"
             lay(as_table(judged), job.desk / name)
             volumes.append(judged.volume(champion, (-np.inf, np.inf)))
             yield results([(JUDGED, json.dumps(name).encode())])
@@ -311,4 +311,4 @@ def _judged(batch: pa.RecordBatch, job: Night) -> Judged:
 
 
 def _on_desk(job: Night, name: str) -> Judged:
-    return from_table(pq.read_table(job.desk / name, partitioning=None), job.plan.contract)
+    return from_table(taken(job.desk / name), job.plan.contract)

@@ -29,13 +29,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from models import artifact
 from models.contract import Contract
 from models.errors import InputError
-from pipelines.desk import as_table, from_table, joined, lay
+from pipelines.desk import as_table, from_table, joined, lay, taken
 from pipelines.etl import staging
 from pipelines.etl.arrivals import arrivals_of
 from pipelines.etl.blocks import Batches, from_blocks
@@ -275,10 +274,10 @@ def _laid_out(bucket: int, tables: Mapping[int, pa.Table], dropped: int, job: Ni
     several = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
     single = {code: _where(table, several, inside=False) for code, table in tables.items()}
     judged = judge(single, job, before_of(job.resume, bucket), job.default)
-    lay(as_table(judged), job.desk / f"{bucket}.parquet")
+    lay(as_table(judged), job.desk / f"{bucket}.arrow")
     if len(several):
         for code, table in tables.items():
-            lay(_where(table, several, inside=True), job.desk / f"{bucket}-{NAMES[code]}.parquet")
+            lay(_where(table, several, inside=True), job.desk / f"{bucket}-{NAMES[code]}.arrow")
     (job.desk / f"{bucket}.dropped").write_text(str(dropped))
     yield VOLUME, judged.volume(champion_of(job), (-np.inf, np.inf)).packed()
     yield JUDGED, json.dumps([bucket, asked.num_rows, len(several)]).encode()
@@ -286,10 +285,10 @@ def _laid_out(bucket: int, tables: Mapping[int, pa.Table], dropped: int, job: Ni
 
 def _on_desk(bucket: int, job: Night, price: Price) -> Iterator[Judged]:
     """The bucket's candidates at that price: those judged once and for all, and those of users who have several."""
-    yield from_table(pq.read_table(job.desk / f"{bucket}.parquet", partitioning=None), job.plan.contract)
-    paths = {code: job.desk / f"{bucket}-{NAMES[code]}.parquet" for code in job.schemas}
+    yield from_table(taken(job.desk / f"{bucket}.arrow"), job.plan.contract)
+    paths = {code: job.desk / f"{bucket}-{NAMES[code]}.arrow" for code in job.schemas}
     if paths[CANDIDATES].exists():
-        tables = {code: pq.read_table(path, partitioning=None).cast(job.schemas[code]) for code, path in paths.items()}
+        tables = {code: taken(path) for code, path in paths.items()}
         yield judge(tables, job, before_of(job.resume, bucket), price)
 
 
