@@ -13,8 +13,8 @@ files on one disk, zstd at level 1, which hold the candidate's id and what was s
   budget met over all users, exploration, hashed draws and propensities, one commit of the scores table, every column of
   it, as nightly scoring leaves it.
 
-At last mlflow and full each alone, in a process of its own, at a fifth of the users and at all of them, while the
-memory of its process tree (JVM and Python workers) is sampled.
+At last full at a fifth of the users, full and mlflow at all of them, each in a process of its own, while the memory of
+its process tree (JVM and Python workers) is sampled.
 """
 
 import json
@@ -68,8 +68,8 @@ AIM = 2.5
 BARS = {"q_to_mlflow": 1.5, "full_to_mlflow": 1.0}
 A_HUNDRED_MILLION = 100_000_000
 NAMES = ("mlflow", "q", "q_files", "full")
-SAMPLED = ("mlflow", "full")
-"""Whose memory is taken."""
+SAMPLED = (("full", "fifth"), ("full", "all"), ("mlflow", "all"))
+"""Whose memory is taken, and over which users."""
 ZSTD = {"compression": "zstd", "parquet.compression.codec.zstd.level": "1"}
 """Spark's writer, at the level that Arrow's has by default."""
 SAME_USERS = [("candidate_id", "<", "c000020000")]
@@ -257,7 +257,7 @@ def bench(
     threads: Threads = 2,
     batch: Batch = 65_536,
     heap: Heap = "2g",
-    peak: Annotated[bool, typer.Option(help="also take the peak memory, at a fifth of the users and at all")] = True,
+    peak: Annotated[bool, typer.Option(help="also take the peak memory")] = True,
 ) -> None:
     """The whole benchmark; writes OUT/summary.json."""
     config = config_of(out, threads, batch, heap)
@@ -270,10 +270,9 @@ def bench(
     options = ["--out", out, "--threads", threads, "--batch", batch, "--heap", heap]
     timed, _ = run_child(MODULE, "time", [*options, "--rounds", rounds])
     peaks: dict[str, dict[str, int]] = {name: {} for name in NAMES}
-    for size in sizes if peak else ():
-        for name in SAMPLED:
-            _, peaks[name][size] = run_child(MODULE, "memory", [*options, "--size", size, "--contender", name])
-            console.print(f"  {name}, {sizes[size]:,} users: peak {peaks[name][size] / 2**30:.2f} GiB")
+    for name, size in SAMPLED if peak else ():
+        _, peaks[name][size] = run_child(MODULE, "memory", [*options, "--size", size, "--contender", name])
+        console.print(f"  {name}, {sizes[size]:,} users: peak {peaks[name][size] / 2**30:.2f} GiB")
     shutil.rmtree(out / SINK, ignore_errors=True)
     summary = {
         **summarised(timed["seconds"], users),
