@@ -2,17 +2,19 @@
 
 Users with 32 features in one array<float> column of Parquet files; a policy whose three networks (Q, the cloned logging
 policy, fitted values) have two hidden layers of 256 units each. In one Spark session, in turn, `rounds` times each
-after one to warm up, with the same threads, the same Arrow batches and the same sink (Spark's `noop`, which takes every
-row):
+after one to warm up on a fifth of the users, with the same threads, the same Arrow batches and the same sink: Parquet
+files on one disk, zstd at level 1, which hold the candidate's id and what was said of it:
 
-- mlflow: `spark_udf` with env_manager "local" of the Q network alone, in the form that is fastest;
-- q: `pipelines.inference.predicted`, the same network, the model alone, from the same DataFrame;
-- q_files: the same, its tasks reading the files with Arrow instead of Spark;
-- full: `pipelines.inference.decided`, reading the files: all three networks, legal actions under constraints, a volume
-  budget met over all users, exploration, hashed draws and propensities, as rows of the scores table.
+- mlflow: `spark_udf` with env_manager "local" of the Q network alone, in the form that is fastest, written by Spark;
+- q: `pipelines.inference.predicted`, the same network, the model alone, from the same DataFrame, written by Spark;
+- q_files: `write_predicted`, the same, whose tasks read and write files with Arrow instead of Spark: one commit of a
+  Delta table;
+- full: `decided`, reading and writing in the same way: all three networks, legal actions under constraints, a volume
+  budget met over all users, exploration, hashed draws and propensities, one commit of the scores table, every column of
+  it, as nightly scoring leaves it.
 
-All keep the candidate's id beside what they say. At last each alone, in a process of its own, at a fifth of the users
-and at all of them, while the memory of its process tree (JVM and Python workers) is sampled.
+At last full at a fifth of the users, full and mlflow at all of them, each in a process of its own, while the memory of
+its process tree (JVM and Python workers) is sampled.
 """
 
 import json
@@ -33,6 +35,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import typer
+from deltalake import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 from rich.console import Console
 from rich.table import Table
@@ -46,7 +49,7 @@ from models.train import Learned
 from pipelines.config import Config, validate
 from pipelines.etl.plans import as_of, make_plan
 from pipelines.etl.staging import new_run
-from pipelines.inference import FACTS, Network, States, decided, predicted
+from pipelines.inference import FACTS, Network, States, decided, predicted, write_predicted
 from pipelines.rounds import Rules
 from pipelines.scoring import Night
 from pipelines.session import spark_session
@@ -65,7 +68,11 @@ AIM = 2.5
 BARS = {"q_to_mlflow": 1.5, "full_to_mlflow": 1.0}
 A_HUNDRED_MILLION = 100_000_000
 NAMES = ("mlflow", "q", "q_files", "full")
-SAME_USERS = "candidate_id < 'c000020000'"
+SAMPLED = (("full", "fifth"), ("full", "all"), ("mlflow", "all"))
+"""Whose memory is taken, and over which users."""
+ZSTD = {"compression": "zstd", "parquet.compression.codec.zstd.level": "1"}
+"""Spark's writer, at the level that Arrow's has by default."""
+SAME_USERS = [("candidate_id", "<", "c000020000")]
 """Users whose Q is compared."""
 MODULE = "benchmarks.score"
 PACKAGES = ("pyspark", "mlflow", "onnxruntime", "pyarrow", "numpy", "pandas")
@@ -199,32 +206,47 @@ def night_of(config: Config, folder: Path, root: Path) -> Night:
     )
 
 
-Contender = Callable[[], DataFrame]
+Contender = Callable[[], Report]
+"""Leaves its files in a folder of SINK, and returns what it says of them beside."""
+SINK = "said"
 
 
 def contenders(spark: SparkSession, config: Config, out: Path, size: str) -> dict[str, Contender]:
-    """By NAMES: what was said of the users of that size."""
+    """By NAMES: what writes what is said of the users of that size."""
     import mlflow.pyfunc
 
-    folder = out / "users" / size
+    folder, sink = out / "users" / size, out / SINK
     users, files = spark.read.parquet(str(folder)), States.of(spark, folder)
     udf = mlflow.pyfunc.spark_udf(spark, str(out / "mlflow"), result_type="array<float>", env_manager="local")
     network, rows = Network.of(out / "policy", ("q",)), users.count()
 
-    def by_mlflow() -> DataFrame:
-        return users.select("candidate_id", udf("state").alias("q"))
+    def by_spark(found: DataFrame, name: str) -> Report:
+        found.write.options(**ZSTD).parquet(str(sink / name))
+        return {}
 
-    def q() -> DataFrame:
-        return predicted(States.of(spark, users), network, ["candidate_id"])
+    def by_mlflow() -> Report:
+        return by_spark(users.select("candidate_id", udf("state").alias("q")), "mlflow")
 
-    def q_files() -> DataFrame:
-        return predicted(files, network, ["candidate_id"])
+    def q() -> Report:
+        return by_spark(predicted(States.of(spark, users), network, ["candidate_id"]), "q")
 
-    def full() -> DataFrame:
-        shutil.rmtree(out / "scores", ignore_errors=True)
-        return decided(files, night_of(config, out / "policy", out / "scores"), QUOTA * rows)[0]
+    def q_files() -> Report:
+        write_predicted(files, network, ["candidate_id"], sink / "q_files")
+        return {}
+
+    def full() -> Report:
+        found = decided(files, night_of(config, out / "policy", sink / "full"), QUOTA * rows)
+        return {**found.quota.as_dict(), "drawn": found.counts["sends"]}
 
     return dict(zip(NAMES, (by_mlflow, q, q_files, full), strict=True))
+
+
+def said(out: Path, name: str, columns: list[str], filters: Any = None) -> pa.Table:
+    """What a contender left; of a Delta table what its newest commit names."""
+    folder = out / SINK / name
+    if DeltaTable.is_deltatable(str(folder)):
+        return DeltaTable(folder).to_pyarrow_table(columns=columns, filters=filters)
+    return pq.read_table(folder, columns=columns, filters=filters)
 
 
 @app.command(name="bench")
@@ -235,11 +257,11 @@ def bench(
     threads: Threads = 2,
     batch: Batch = 65_536,
     heap: Heap = "2g",
-    peak: Annotated[bool, typer.Option(help="also take the peak memory, at a fifth of the users and at all")] = True,
+    peak: Annotated[bool, typer.Option(help="also take the peak memory")] = True,
 ) -> None:
     """The whole benchmark; writes OUT/summary.json."""
     config = config_of(out, threads, batch, heap)
-    sizes = {"fifth": users // 5, "all": users} if peak else {"all": users}
+    sizes = {"fifth": users // 5, "all": users}
     for size, number in sizes.items():
         with console.status(f"writing {number:,} users"):
             write_users(number, out / "users" / size)
@@ -248,10 +270,10 @@ def bench(
     options = ["--out", out, "--threads", threads, "--batch", batch, "--heap", heap]
     timed, _ = run_child(MODULE, "time", [*options, "--rounds", rounds])
     peaks: dict[str, dict[str, int]] = {name: {} for name in NAMES}
-    for size in sizes if peak else ():
-        for name in NAMES:
-            _, peaks[name][size] = run_child(MODULE, "memory", [*options, "--size", size, "--contender", name])
-            console.print(f"  {name}, {sizes[size]:,} users: peak {peaks[name][size] / 2**30:.2f} GiB")
+    for name, size in SAMPLED if peak else ():
+        _, peaks[name][size] = run_child(MODULE, "memory", [*options, "--size", size, "--contender", name])
+        console.print(f"  {name}, {sizes[size]:,} users: peak {peaks[name][size] / 2**30:.2f} GiB")
+    shutil.rmtree(out / SINK, ignore_errors=True)
     summary = {
         **summarised(timed["seconds"], users),
         "cpu_us_per_user": {name: median(each) / users * 1e6 for name, each in timed["cpu_seconds"].items()},
@@ -260,7 +282,7 @@ def bench(
         "peaks": peaks,
         "quota": timed["quota"],
         "users": users,
-        "settings": {"threads": threads, "batch": batch, "heap": heap, "rounds": rounds, "sink": "noop"},
+        "settings": {"threads": threads, "batch": batch, "heap": heap, "rounds": rounds, "sink": "parquet, zstd"},
         "machine": {
             "cores": os.cpu_count(),
             "load_before": load,
@@ -291,25 +313,22 @@ def timed(
     """All contenders in turn in one session, and how far their Q lie apart; writes OUT/time.json."""
     config = config_of(out, threads, batch, heap)
     spark = spark_session(config.spark, "bench-score")
-    found = contenders(spark, config, out, "all")
+    # To load classes and models.
+    for name, contender in contenders(spark, config, out, "fifth").items():
+        shutil.rmtree(out / SINK / name, ignore_errors=True)
+        contender()
+    found, told_of = contenders(spark, config, out, "all"), dict[str, Report]()
     seconds: dict[str, list[float]] = {name: [] for name in found}
     cpu: dict[str, list[float]] = {name: [] for name in found}
-    for turn in range(rounds + 1):
+    for turn in range(rounds):
         for name, contender in found.items():
+            shutil.rmtree(out / SINK / name, ignore_errors=True)
             started, used = time.perf_counter(), cpu_seconds()
-            drained(contender())
-            took, used = time.perf_counter() - started, cpu_seconds() - used
-            console.print(f"  {'warm-up' if turn == 0 else f'round {turn}'} {name}: {took:.1f} s, {used:.1f} s of CPU")
-            # The first is to load classes and models and to fill the page cache.
-            if turn:
-                seconds[name].append(took)
-                cpu[name].append(used)
-    result = {
-        "seconds": seconds,
-        "cpu_seconds": cpu,
-        "q_difference": q_difference(found),
-        "quota": quota_met(spark, config, out),
-    }
+            told_of[name] = contender()
+            seconds[name].append(time.perf_counter() - started)
+            cpu[name].append(cpu_seconds() - used)
+            console.print(f"  round {turn + 1} {name}: {seconds[name][-1]:.1f} s, {cpu[name][-1]:.1f} s of CPU")
+    result = {"seconds": seconds, "cpu_seconds": cpu, "q_difference": q_difference(out), "quota": told_of["full"]}
     (out / "time.json").write_text(json.dumps(result, indent=2))
     spark.stop()
 
@@ -326,7 +345,8 @@ def memory(
     """One contender alone, once; writes OUT/memory.json. Whoever starts it samples its memory."""
     config = config_of(out, threads, batch, heap)
     spark = spark_session(config.spark, "bench-score")
-    drained(contenders(spark, config, out, size)[contender]())
+    shutil.rmtree(out / SINK / contender, ignore_errors=True)
+    contenders(spark, config, out, size)[contender]()
     (out / "memory.json").write_text("{}")
     spark.stop()
 
@@ -342,25 +362,17 @@ def cpu_seconds() -> float:
     return total
 
 
-def drained(found: DataFrame) -> None:
-    found.write.format("noop").mode("overwrite").save()
+def q_difference(out: Path) -> float:
+    """The largest distance of Q from MLflow's, over SAME_USERS.
 
-
-def q_difference(found: dict[str, Contender]) -> float:
-    """The largest distance of Q from MLflow's, over SAME_USERS."""
-    few = [found[name]().where(SAME_USERS).toPandas().set_index("candidate_id") for name in NAMES[:3]]
-    theirs, *ours = (np.stack(each.loc[few[0].index]["q"].to_list()) for each in few)
+    Raises ValueError where a contender left fewer rows, or more, than MLflow.
+    """
+    few = [said(out, name, ["candidate_id", "q"], SAME_USERS).sort_by("candidate_id") for name in NAMES[:3]]
+    rows = [said(out, name, ["candidate_id"]).num_rows for name in NAMES]
+    if set(rows) != {rows[0]} or any(each["candidate_id"] != few[0]["candidate_id"] for each in few):
+        raise ValueError(f"rows that were left: {dict(zip(NAMES, rows, strict=True))}; they must be of the same users.")
+    theirs, *ours = (np.stack(each["q"].to_numpy()) for each in few)
     return float(max(np.abs(each - theirs).max() for each in ours))
-
-
-def quota_met(spark: SparkSession, config: Config, out: Path) -> Report:
-    """What the budget came to, in expectation and as it was drawn."""
-    folder, night = out / "users" / "all", night_of(config, out / "policy", out / "scores")
-    rows = spark.read.parquet(str(folder)).count()
-    scores, quota = decided(States.of(spark, folder), night, QUOTA * rows)
-    drawn = scores.where("action = 'send'").count()
-    shutil.rmtree(out / "scores", ignore_errors=True)
-    return {**quota.as_dict(), "drawn": drawn}
 
 
 def summarised(seconds: dict[str, list[float]], users: int) -> Report:

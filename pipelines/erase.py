@@ -27,6 +27,7 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from models.errors import InputError, TransientError
 from pipelines.config import Config
+from pipelines.desk import taken
 from pipelines.etl import store
 from pipelines.etl.schemas import Layout
 from pipelines.etl.staging import Staged, new_run, write
@@ -189,17 +190,23 @@ def _erase(table: Path, users: pa.Array, seen: set[str], fence: bool) -> Erased:
 
 
 def _held(path: Path, users: pa.Array) -> pa.Array | None:
-    """Those of the users who have a row in the file; None where it is no readable Parquet."""
+    """Those of the users who have a row in the file; None where it cannot be read."""
     try:
-        with pq.ParquetFile(path) as file:
-            if USER not in file.schema_arrow.names:
-                return users.slice(0, 0)
-            there = pc.unique(file.read(columns=[USER])[USER].cast(pa.string()))
+        # What is no Parquet file lies on the desk of a night.
+        table = taken(path) if path.suffix == ".arrow" else _users_of(path)
     except FileNotFoundError:
         return users.slice(0, 0)
     except (pa.ArrowException, OSError):
         return None
+    if USER not in table.column_names:
+        return users.slice(0, 0)
+    there = pc.unique(table[USER].cast(pa.string()))
     return there.filter(pc.is_in(there, value_set=users))
+
+
+def _users_of(path: Path) -> pa.Table:
+    with pq.ParquetFile(path) as file:
+        return file.read(columns=[name for name in file.schema_arrow.names if name == USER])
 
 
 def _without(path: Path, users: pa.Array) -> tuple[pa.Table, int]:

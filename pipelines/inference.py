@@ -7,15 +7,16 @@
 | state                        | array<float>  | [S] in the order of the contract, raw units; null or NaN where unknown |
 | notifications_on, local_hour, sends_24h, sends_7d, hours_since_send | double | what limits read, see `constraints.legal_actions` |
 
-It is a DataFrame, or a folder of plain Parquet files, which the tasks then read with Arrow themselves: no row is taken
-out of the JVM. Asking for the networks alone needs no column but the state. A decision takes two passes, as a night does: every row is judged once and laid
-aside with its part of the volume, one price is found, and the rows are drawn at it.
+It is a DataFrame, or a folder of plain Parquet files, which the tasks then read with Arrow themselves. Asking for the
+networks alone needs no column but the state. A decision takes two passes, as a night does: every row is judged once and
+laid aside with its part of the volume, one price is found, and the rows are drawn at it. Tasks write the files of a
+Delta table, and one commit swaps them in: no row goes through the JVM, nor to the driver.
 """  # noqa: E501
 
 import json
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache, reduce
 from operator import add
 from pathlib import Path
@@ -32,14 +33,17 @@ from pyspark.sql.types import StructType
 
 from models import artifact
 from models.errors import InputError
-from pipelines.desk import as_table, from_table, lay
+from pipelines.desk import as_table, from_table, lay, taken
+from pipelines.etl import staging, store
 from pipelines.etl.blocks import Batches
 from pipelines.etl.buckets import RESULT
 from pipelines.etl.files import Piece, packed, survey
+from pipelines.etl.schemas import Layout
+from pipelines.passes import by_kind, scores_of, staged_in, sum_of
 from pipelines.quota import Quota, meet
 from pipelines.rounds import ONLY_LEGAL_ACTION, Judged, Price
-from pipelines.scoring import JUDGED, VOLUME, Night, champion_of, scored_rows, scores_schema
-from policies.budget import Volume, unpacked
+from pipelines.scoring import JUDGED, SCORES, VOLUME, Night, champion_of, results, scores_layout, written
+from policies.budget import Volume
 from policies.constraints import legal_actions
 
 STATE = "state"
@@ -173,9 +177,33 @@ def predicted(states: States, network: Network, keep: Sequence[str] = ()) -> Dat
 
     Raises InputError for a column that is missing, and states of another number of features.
     """
+    return states.over([*keep, STATE], predict_states(network), _schema(states, network, keep))
+
+
+def write_predicted(states: States, network: Network, keep: Sequence[str], table: Path) -> int:
+    """Commit what `predicted` says as a Delta table, in place of what stands there; returns its version.
+
+    Raises InputError as `predicted`, TransientError where another writer committed first.
+    """
+    table = table.resolve()
+    base, run, layout = store.opened(table), staging.new_run(), Layout(_schema(states, network, keep), ())
+
+    def kernel(batches: Batches) -> Batches:
+        for batch in predict_states(network)(batches):
+            staged = staging.write(pa.Table.from_batches([batch]), table, run, layout, {})
+            yield results([(SCORES, json.dumps(asdict(staged)).encode())])
+
+    try:
+        found = by_kind(states.over([*keep, STATE], kernel, RESULT).toArrow())
+        return store.commit(table, staged_in(found), layout, {}, base)
+    except BaseException:
+        store.discard(table, run)
+        raise
+
+
+def _schema(states: States, network: Network, keep: Sequence[str]) -> pa.Schema:
     kept = [pa.field(name, states.types[name]) for name in keep if name in states.types]
-    schema = pa.schema([*kept, *(pa.field(name, pa.list_(pa.float32())) for name in network.outputs)])
-    return states.over([*keep, STATE], predict_states(network), schema)
+    return pa.schema([*kept, *(pa.field(name, pa.list_(pa.float32())) for name in network.outputs)])
 
 
 def _lists(found: NDArray[np.float32]) -> pa.Array:
@@ -192,12 +220,12 @@ def judge_states(job: Night) -> Callable[[Batches], Batches]:
         champion, volumes = champion_of(job), list[Volume]()
         for batch in batches:
             judged = _judged(batch, job)
-            name = f"{uuid.uuid4().hex}.parquet"
+            name = f"{uuid.uuid4().hex}.arrow"
             lay(as_table(judged), job.desk / name)
             volumes.append(judged.volume(champion, (-np.inf, np.inf)))
-            yield _result(JUDGED, json.dumps([name, batch.num_rows]).encode())
+            yield results([(JUDGED, json.dumps(name).encode())])
         if volumes:
-            yield _result(VOLUME, reduce(add, volumes).packed())
+            yield results([(VOLUME, reduce(add, volumes).packed())])
 
     return run
 
@@ -208,44 +236,61 @@ def weigh_states(job: Night, window: tuple[float, float]) -> Callable[[Iterable[
     def run(names: Iterable[str]) -> Batches:
         champion = champion_of(job)
         for name in names:
-            yield _result(VOLUME, _on_desk(job, name).volume(champion, window).packed())
+            yield results([(VOLUME, _on_desk(job, name).volume(champion, window).packed())])
 
     return run
 
 
 def finish_states(job: Night, price: Price) -> Callable[[Iterable[str]], Batches]:
-    """Names of files that were laid aside -> rows of the scores table at that price."""
+    """Names of files that were laid aside -> scores and counts at that price."""
 
     def run(names: Iterable[str]) -> Batches:
-        champion = champion_of(job)
         for name in names:
-            judged = _on_desk(job, name)
-            yield from scored_rows(judged, job, judged.probabilities(champion, price)).combine_chunks().to_batches()
+            yield results(written(_on_desk(job, name), job, price, 0))
 
     return run
 
 
-def decided(states: States, job: Night, quota: float) -> tuple[DataFrame, Quota]:
-    """The scores of every row at the price whose expected sends are `quota`, and that price.
+@dataclass(frozen=True)
+class Decided:
+    """A night of the scores table."""
 
-    Rows are judged and laid aside in `job.desk` when this is called, and drawn when the scores are read. Raises
-    InputError as `meet` does, for a column that is missing, states of another number of features, and where there is no
-    row.
+    version: int
+    """Of the table."""
+    quota: Quota
+    counts: dict[str, Any]
+    """What stands in it, as in the manifest of a night: candidates, by_action, by_rule, expected_sends, sends, ..."""
+
+
+def decided(states: States, job: Night, quota: float) -> Decided:
+    """Score every row at the price whose expected sends are `quota`, and commit them as the night `job.night`.
+
+    Raises InputError as `meet` does, for a column that is missing, states of another number of features, and where
+    there is no row; TransientError where another writer committed first.
     """
-    laid = _collected(states.over([*IDS, STATE, *FACTS], judge_states(job), RESULT))
-    if VOLUME not in laid:
-        raise InputError(f"{STATE}: the table has no row to decide about.")
-    names = [json.loads(each)[0] for each in laid[JUDGED]]
-    results = from_arrow_schema(RESULT)
+    base, layout = store.opened(job.root), scores_layout(job.plan.contract)
+    try:
+        laid = by_kind(states.over([*IDS, STATE, *FACTS], judge_states(job), RESULT).toArrow())
+        if VOLUME not in laid:
+            raise InputError(f"{STATE}: the table has no row to decide about.")
+        names = [json.loads(each) for each in laid[JUDGED]]
 
-    def weigh(_: Price, window: tuple[float, float]) -> tuple[float, Volume]:
-        found = _collected(_dealt(states.spark, names, weigh_states(job, window), results))
-        volume = _summed(found[VOLUME])
-        return volume.bounds(job.default.lambda_)[0], volume
+        def over_desk(kernel: Callable[[Iterable[str]], Batches]) -> dict[str, list[bytes]]:
+            return by_kind(_dealt(states.spark, names, kernel, from_arrow_schema(RESULT)).toArrow())
 
-    found = meet(quota, champion_of(job).decision, _summed(laid[VOLUME]), weigh, drawn=False, nearest=False)
-    schema = from_arrow_schema(scores_schema(job.plan.contract))
-    return _dealt(states.spark, names, finish_states(job, found.price), schema), found
+        def weigh(_: Price, window: tuple[float, float]) -> tuple[float, Volume]:
+            volume = sum_of(over_desk(weigh_states(job, window))[VOLUME])
+            return volume.bounds(job.default.lambda_)[0], volume
+
+        found = meet(quota, champion_of(job).decision, sum_of(laid[VOLUME]), weigh, drawn=False, nearest=False)
+        staged, counts = scores_of(over_desk(finish_states(job, found.price)))
+        facts = {"policy_version": str(job.version)}
+        version = store.commit(job.root, staged, layout, facts, base, {"night": [job.night]})
+    except BaseException:
+        store.discard(job.root, job.run)
+        raise
+    store.discard(job.root, str(job.desk.relative_to(job.root)))
+    return Decided(version, found, counts)
 
 
 def _judged(batch: pa.RecordBatch, job: Night) -> Judged:
@@ -266,20 +311,4 @@ def _judged(batch: pa.RecordBatch, job: Night) -> Judged:
 
 
 def _on_desk(job: Night, name: str) -> Judged:
-    return from_table(pq.read_table(job.desk / name, partitioning=None), job.plan.contract)
-
-
-def _result(kind: str, payload: bytes) -> pa.RecordBatch:
-    return pa.record_batch([pa.array([kind]), pa.array([payload], pa.large_binary())], schema=RESULT)
-
-
-def _collected(results: DataFrame) -> dict[str, list[bytes]]:
-    rows = results.toArrow()
-    found: dict[str, list[bytes]] = {}
-    for kind, payload in zip(rows["kind"].to_pylist(), rows["payload"].to_pylist(), strict=True):
-        found.setdefault(kind, []).append(payload)
-    return found
-
-
-def _summed(packed: list[bytes]) -> Volume:
-    return reduce(add, map(unpacked, packed))
+    return from_table(taken(job.desk / name), job.plan.contract)

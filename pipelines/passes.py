@@ -66,13 +66,13 @@ class Passes:
     """Buckets of which something was laid aside."""
 
     def hold(self) -> tuple[list[Staged], dict[str, Any]]:
-        return self._scores(self._over_blocks(hold_nights(self.job), "scores"))
+        return scores_of(self._over_blocks(hold_nights(self.job), "scores"))
 
     def score(self) -> tuple[list[Staged], dict[str, Any]]:
         """Judge, draw and write in one pass."""
         found = self._over_blocks(score_nights(self.job), "scores")
         self._check_log(found)
-        return self._scores(found)
+        return scores_of(found)
 
     def quota(self, champion: artifact.Artifact, amount: float, is_share: bool) -> Quota:
         """Judge and lay aside, then the price that meets a number of sends, or a share of the candidates."""
@@ -81,7 +81,7 @@ class Passes:
         desks = [json.loads(each) for each in found.get(JUDGED, [])]
         self.desks = tuple(sorted(bucket for bucket, *_ in desks))
         self.rows, self.several = sum(rows for _, rows, _ in desks), any(several for *_, several in desks)
-        volume = _sum(found[VOLUME])
+        volume = sum_of(found[VOLUME])
         if self.several:
             volume = self._weigh(self.job.default, EVERYWHERE)[1]
         target = amount * self.rows if is_share else amount
@@ -90,7 +90,7 @@ class Passes:
 
     def finish(self, price: Price) -> tuple[list[Staged], dict[str, Any]]:
         """Draw and write what was laid aside, at that price."""
-        return self._scores(self._over_desks(finish_nights(self.job, price), "scores"))
+        return scores_of(self._over_desks(finish_nights(self.job, price), "scores"))
 
     def tidy(self) -> None:
         """Remove what was laid aside."""
@@ -98,7 +98,7 @@ class Passes:
 
     def _weigh(self, price: Price, window: tuple[float, float]) -> tuple[float, Volume]:
         found = self._over_desks(weigh_nights(self.job, price, window), f"lambda {price.lambda_:g}", told=False)
-        return math.fsum(map(json.loads, found[EXPECTED])), _sum(found[VOLUME])
+        return math.fsum(map(json.loads, found[EXPECTED])), sum_of(found[VOLUME])
 
     def _over_blocks(self, kernel: Any, what: str) -> dict[str, list[bytes]]:
         buckets = self.config.etl.buckets
@@ -119,18 +119,7 @@ class Passes:
         results = frame.mapInArrow(kernel, from_arrow_schema(RESULT))
         with watched(self.spark, what, tasks, logger, WROTE) if told else nullcontext():
             rows = results.toArrow()
-        found: dict[str, list[bytes]] = {}
-        for kind, payload in zip(rows["kind"].to_pylist(), rows["payload"].to_pylist(), strict=True):
-            found.setdefault(kind, []).append(payload)
-        return found
-
-    def _scores(self, found: dict[str, list[bytes]]) -> tuple[list[Staged], dict[str, Any]]:
-        staged = [Staged(**json.loads(each)) for each in found.get(SCORES, [])]
-        counts = _counts([json.loads(each) for each in found.get(COUNTS, [])])
-        held = sum(each.rows for each in staged)
-        if held != counts["candidates"]:
-            raise TactfulError(f"scores: {held} rows in its files, {counts['candidates']} were decided.")
-        return staged, counts
+        return by_kind(rows)
 
     def _check_log(self, found: dict[str, list[bytes]]) -> None:
         """Raise InputError where a dataset of the log has no rows, or none that is in order."""
@@ -142,7 +131,31 @@ class Passes:
         self.newest = {NAMES[code]: text_of(max(found)) if found else None for code, found in newest_of.items()}
 
 
-def _sum(volumes: list[bytes]) -> Volume:
+def by_kind(results: pa.Table) -> dict[str, list[bytes]]:
+    """The payloads of RESULT rows, by kind."""
+    found: dict[str, list[bytes]] = {}
+    for kind, payload in zip(results["kind"].to_pylist(), results["payload"].to_pylist(), strict=True):
+        found.setdefault(kind, []).append(payload)
+    return found
+
+
+def staged_in(found: dict[str, list[bytes]]) -> list[Staged]:
+    """The files that tasks wrote."""
+    return [Staged(**json.loads(each)) for each in found.get(SCORES, [])]
+
+
+def scores_of(found: dict[str, list[bytes]]) -> tuple[list[Staged], dict[str, Any]]:
+    """The files that tasks wrote, and what stands in them. Raises TactfulError where rows are missing."""
+    staged = staged_in(found)
+    counts = _counts([json.loads(each) for each in found.get(COUNTS, [])])
+    held = sum(each.rows for each in staged)
+    if held != counts["candidates"]:
+        raise TactfulError(f"scores: {held} rows in its files, {counts['candidates']} were decided.")
+    return staged, counts
+
+
+def sum_of(volumes: list[bytes]) -> Volume:
+    """Packed volumes of different rows, added up."""
     first, *others = map(unpacked, volumes)
     return sum(others, first)
 

@@ -29,13 +29,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from models import artifact
 from models.contract import Contract
 from models.errors import InputError
-from pipelines.desk import as_table, from_table, joined, lay
+from pipelines.desk import as_table, from_table, joined, lay, taken
 from pipelines.etl import staging
 from pipelines.etl.arrivals import arrivals_of
 from pipelines.etl.blocks import Batches, from_blocks
@@ -128,10 +127,10 @@ def score_nights(job: Night) -> Any:
 
     def run(batches: Batches) -> Batches:
         for bucket, tables, dropped in _buckets(batches, job):
-            yield _results(_read(tables, job))
+            yield results(_read(tables, job))
             if tables[CANDIDATES].num_rows or dropped:
                 judged = judge(_of_those_asked(tables), job, before_of(job.resume, bucket), job.default)
-                yield _results(_written(judged, job, job.default, dropped))
+                yield results(written(judged, job, job.default, dropped))
 
     return run
 
@@ -145,9 +144,9 @@ def judge_nights(job: Night) -> Any:
 
     def run(batches: Batches) -> Batches:
         for bucket, tables, dropped in _buckets(batches, job):
-            yield _results(_read(tables, job))
+            yield results(_read(tables, job))
             if tables[CANDIDATES].num_rows or dropped:
-                yield _results(_laid_out(bucket, _of_those_asked(tables), dropped, job))
+                yield results(_laid_out(bucket, _of_those_asked(tables), dropped, job))
 
     return run
 
@@ -161,7 +160,7 @@ def weigh_nights(job: Night, price: Price, window: Window) -> Any:
             for judged in _on_desk(bucket, job, price):
                 sends = _sends(judged.probabilities(champion, price), job.plan.contract)
                 volume = judged.volume(champion, window).packed()
-                yield _results([(VOLUME, volume), (EXPECTED, json.dumps(float(sends.sum())).encode())])
+                yield results([(VOLUME, volume), (EXPECTED, json.dumps(float(sends.sum())).encode())])
 
     return run
 
@@ -173,7 +172,7 @@ def finish_nights(job: Night, price: Price) -> Any:
         for bucket in _numbers(batches):
             dropped = int((job.desk / f"{bucket}.dropped").read_text())
             judged = joined(list(_on_desk(bucket, job, price)))
-            yield _results(_written(judged, job, price, dropped))
+            yield results(written(judged, job, price, dropped))
 
     return run
 
@@ -193,7 +192,7 @@ def hold_nights(job: Night) -> Any:
             none = np.empty((shape[0], 0), np.float32)
             kept = asked.select(["row_id", "user_id", "at"])
             judged = Judged(kept, reason, hold, nan[..., 0], nan[..., 0], nan, hold.astype(np.float64), none)
-            yield _results(_written(judged, job, None, dropped))
+            yield results(written(judged, job, None, dropped))
 
     return run
 
@@ -228,7 +227,8 @@ def champion_of(job: Night) -> artifact.Artifact:
 Result = tuple[str, bytes]
 
 
-def _results(found: Iterable[Result]) -> pa.RecordBatch:
+def results(found: Iterable[Result]) -> pa.RecordBatch:
+    """RESULT rows."""
     kinds, payloads = zip(*found, strict=True)
     return pa.record_batch([pa.array(kinds, pa.string()), pa.array(payloads, pa.large_binary())], schema=RESULT)
 
@@ -274,10 +274,10 @@ def _laid_out(bucket: int, tables: Mapping[int, pa.Table], dropped: int, job: Ni
     several = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
     single = {code: _where(table, several, inside=False) for code, table in tables.items()}
     judged = judge(single, job, before_of(job.resume, bucket), job.default)
-    lay(as_table(judged), job.desk / f"{bucket}.parquet")
+    lay(as_table(judged), job.desk / f"{bucket}.arrow")
     if len(several):
         for code, table in tables.items():
-            lay(_where(table, several, inside=True), job.desk / f"{bucket}-{NAMES[code]}.parquet")
+            lay(_where(table, several, inside=True), job.desk / f"{bucket}-{NAMES[code]}.arrow")
     (job.desk / f"{bucket}.dropped").write_text(str(dropped))
     yield VOLUME, judged.volume(champion_of(job), (-np.inf, np.inf)).packed()
     yield JUDGED, json.dumps([bucket, asked.num_rows, len(several)]).encode()
@@ -285,10 +285,10 @@ def _laid_out(bucket: int, tables: Mapping[int, pa.Table], dropped: int, job: Ni
 
 def _on_desk(bucket: int, job: Night, price: Price) -> Iterator[Judged]:
     """The bucket's candidates at that price: those judged once and for all, and those of users who have several."""
-    yield from_table(pq.read_table(job.desk / f"{bucket}.parquet", partitioning=None), job.plan.contract)
-    paths = {code: job.desk / f"{bucket}-{NAMES[code]}.parquet" for code in job.schemas}
+    yield from_table(taken(job.desk / f"{bucket}.arrow"), job.plan.contract)
+    paths = {code: job.desk / f"{bucket}-{NAMES[code]}.arrow" for code in job.schemas}
     if paths[CANDIDATES].exists():
-        tables = {code: pq.read_table(path, partitioning=None).cast(job.schemas[code]) for code, path in paths.items()}
+        tables = {code: taken(path) for code, path in paths.items()}
         yield judge(tables, job, before_of(job.resume, bucket), price)
 
 
@@ -297,8 +297,8 @@ def _numbers(batches: Batches) -> Iterator[int]:
         yield from batch.column("id").to_pylist()
 
 
-def _written(judged: Judged, job: Night, price: Price | None, dropped: int) -> list[Result]:
-    """The bucket's rows in a file of their own, and what stands in it."""
+def written(judged: Judged, job: Night, price: Price | None, dropped: int) -> list[Result]:
+    """The rows in a file of their own, and what stands in it."""
     probability = judged.fixed if price is None else judged.probabilities(champion_of(job), price)
     rows = scored_rows(judged, job, probability).sort_by([("user_id", "ascending"), ("candidate_id", "ascending")])
     found = [(COUNTS, json.dumps(_counts(rows, judged, job, probability, dropped)).encode())]

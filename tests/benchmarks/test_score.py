@@ -1,5 +1,6 @@
 """What `make bench-score` times is right: on few users, its contenders say the same and the decision keeps its word."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 
 from benchmarks import score
 from models import artifact
 from models.errors import InputError
 from pipelines.config import Config
+from pipelines.etl import store
 from pipelines.etl.flow import explained
-from pipelines.inference import Network, States, decided, predicted, states_of
+from pipelines.inference import Network, States, decided, predicted, states_of, write_predicted
 from pipelines.scoring import Night, scores_schema
 from policies.constraints import legal_actions
 from policies.q_policy import deployed_probabilities
@@ -51,12 +54,23 @@ def raw(out: Path) -> pd.DataFrame:
 def test_q_is_mlflows_and_the_artifacts(spark: SparkSession, users: DataFrame, out: Path) -> None:
     found = score.contenders(spark, config_in(out), out, "all")
     assert list(found) == ["mlflow", "q", "q_files", "full"]
-    assert score.q_difference(found) <= score.TOLERANCE
-    rows = found["q_files"]().toPandas().set_index("candidate_id")
+    told = [contender() for contender in found.values()][-1]
+    assert score.q_difference(out) <= score.TOLERANCE
+    scores = score.said(out, "full", ["candidate_id", "action"])
+    assert told["met"]
+    assert told["drawn"] == scores["action"].to_pylist().count("send")
+    rows = score.said(out, "q_files", ["candidate_id", "q"]).to_pandas().set_index("candidate_id")
     state = np.stack(raw(out).loc[rows.index]["state"].to_list())
     q, behaviour, values = artifact.load(out / "policy").predict(state)
     assert rows.columns.tolist() == ["q"]
     assert len(rows) == USERS
+    # A second time in place of the first; who lost a row is found out.
+    assert write_predicted(States.of(spark, users), Network.of(out / "policy"), ["candidate_id"], out / "said/q") == 0
+    few = States.of(spark, users.where("candidate_id < 'c000000007'"))
+    assert write_predicted(few, Network.of(out / "policy"), ["candidate_id"], out / "said/q_files") == 1
+    assert score.said(out, "q_files", ["candidate_id"]).num_rows == 7
+    with pytest.raises(ValueError, match="'q_files': 7, 'full': 3000"):
+        score.q_difference(out)
     np.testing.assert_allclose(np.stack(rows["q"].to_list()), q, atol=1e-5)
     network = Network.of(out / "policy", ("behaviour", "values"))
     whole = predicted(States.of(spark, users), network, ["candidate_id"])
@@ -67,10 +81,18 @@ def test_q_is_mlflows_and_the_artifacts(spark: SparkSession, users: DataFrame, o
 
 def test_the_decision_meets_the_quota_within_the_limits(spark: SparkSession, users: DataFrame, out: Path) -> None:
     quota_of = 0.2 * USERS
-    scores, quota = decided(States.of(spark, users), night(out), quota_of)
-    assert scores.toArrow().schema.names == scores_schema(config_in(out).contract).names
-    rows = scores.toPandas().set_index("candidate_id")
+    found = decided(States.of(spark, users), night(out), quota_of)
+    table, quota = DeltaTable(out / "scores").to_pyarrow_table(), found.quota
+    assert sorted(table.schema.names) == sorted(scores_schema(config_in(out).contract).names)
+    rows = table.to_pandas().set_index("candidate_id")
+    assert found.version == 0
     assert quota.met
+    assert found.counts["by_action"] == rows["action"].value_counts().to_dict()
+    assert found.counts["by_rule"] == rows["rule"].fillna("policy").value_counts().to_dict()
+    assert found.counts["expected_sends"] == pytest.approx(quota.expected, abs=1e-4)
+    # Nothing lies about that the commit does not name.
+    left = {path for path in (out / "scores").rglob("*") if path.is_file() and "_delta_log" not in path.parts}
+    assert left == {out / "scores" / path for path, _ in store.files(DeltaTable(out / "scores"))}
     assert sorted(rows.index) == sorted(raw(out).index)
 
     given = raw(out).loc[rows.index]
@@ -93,12 +115,8 @@ def test_the_decision_meets_the_quota_within_the_limits(spark: SparkSession, use
     spread = np.sqrt((probability[:, 1] * probability[:, 0]).sum())
     assert abs(taken.sum() - quota_of) < 4 * spread
     # From the files, as from Spark, and a second time.
-    again = (
-        decided(States.of(spark, out / "users" / "all"), night(out), quota_of)[0]
-        .toPandas()
-        .set_index("candidate_id")
-        .loc[rows.index]
-    )
+    assert decided(States.of(spark, out / "users" / "all"), night(out), quota_of).version == 1
+    again = DeltaTable(out / "scores").to_pyarrow_table().to_pandas().set_index("candidate_id").loc[rows.index]
     pd.testing.assert_frame_equal(again, rows)
 
 
@@ -130,6 +148,10 @@ def test_what_cannot_be_asked_is_named(spark: SparkSession, users: DataFrame, ou
         predicted(States.of(spark, out / "users" / "all"), Network.of(out / "policy"), ["who"])
     with pytest.raises(InputError, match="the table has no row"):
         decided(States.of(spark, users.limit(0)), night(out), 10.0)
+    job = replace(night(out), root=tmp_path / "scores")
+    with pytest.raises(InputError, match=r"the quota is 0.0 sends, and even at lambda 100"):
+        decided(States.of(spark, users), job, 0.0)
+    assert not list((tmp_path / "scores").iterdir())
     (tmp_path / "users.parquet").write_text("no file of that kind")
     with pytest.raises(InputError, match=r"users.parquet is no readable Parquet file"):
         States.of(spark, tmp_path)

@@ -21,6 +21,7 @@ from models.errors import InputError, TransientError
 from pipelines import erase
 from pipelines.cli import app
 from pipelines.config import Config, validate
+from pipelines.desk import lay
 from pipelines.etl import staging, store
 from pipelines.etl.flow import run_etl
 from pipelines.etl.schemas import Layout
@@ -257,12 +258,17 @@ def test_what_crashed_runs_left_of_them_goes_and_a_running_job_keeps_the_rest(co
     fresh = table / staging.write(rows(OTHERS, DAYS[1]), table, "running", LAYOUT, {"ds": DAYS[1]}).path
     torn = theirs.with_name(".half")
     torn.write_bytes(theirs.read_bytes()[:-20])
+    desk = table / "running" / "judged"
+    for name, ids in (("0.arrow", OTHERS), ("1.arrow", GONE)):
+        lay(rows(ids, DAYS[1]), desk / name)
+    (desk / "2.arrow").write_bytes((desk / "0.arrow").read_bytes()[:-20])
     found = erase.forget(config, GONE)
     assert fresh.exists()
     assert not theirs.exists()
     assert not torn.exists()
     assert not (table / "crashed").exists()
-    assert (found.tables["scores"].rows, found.tables["scores"].files) == (0, 2)
+    assert [path.name for path in desk.iterdir()] == ["0.arrow"]
+    assert (found.tables["scores"].rows, found.tables["scores"].files) == (0, 4)
     assert found.unknown == []
 
 
