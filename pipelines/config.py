@@ -59,7 +59,8 @@ MODEL_NAME = re.compile(r"[\w .-]+")
 class Section(BaseModel):
     """A part of the configuration: unknown keys are errors, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # What is written down again (a record in MLflow, a copy with a change) has the keys of the file.
+    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
 
 
 class Dataset(Section):

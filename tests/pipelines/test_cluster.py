@@ -168,7 +168,7 @@ def master(here: Path) -> Iterator[str]:
                 process.wait()
 
 
-def until(done: Any, log: Path, seconds: float = 60) -> None:
+def until(done: Any, log: Path, seconds: float = 240) -> None:
     """Wait; fail with what the log says where it takes longer."""
     end = time.monotonic() + seconds
     while not done():
@@ -198,7 +198,7 @@ def drive(here: Path, python: str, config: dict[str, Any], policy: Path) -> dict
         env={**environment, "PYSPARK_PYTHON": python, "SPARK_LOCAL_IP": "127.0.0.1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return dict(json.loads((here / f"{name}-report.json").read_text()))

@@ -1,6 +1,7 @@
 """A configuration says what is wrong with it: the key, what was found, the remedy."""
 
 import copy
+import json
 import tomllib
 from datetime import date
 from pathlib import Path
@@ -166,6 +167,12 @@ def test_what_evaluation_can_use_is_taken(changes: dict[str, Any]) -> None:
         section, *key = path.split("/")
         assert (taken[section] is None) == (changes[path] is ...)
         assert not key or taken[section][key[0]] not in (None, {})
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_what_is_written_down_can_be_read_again(path: Path) -> None:
+    read = load(path)
+    assert validate(json.loads(read.model_dump_json()), "again") == read
 
 
 def test_a_file_that_is_absent_or_no_toml_is_named(tmp_path: Path) -> None:
