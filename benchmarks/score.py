@@ -399,11 +399,10 @@ def told(summary: Report) -> None:
         cpu = f"{summary['cpu_us_per_user'][name]:.1f}"
         table.add_row(name, f"{rate:,.0f}", ratio, cpu, "–" if peak is None else f"{peak / 2**30:.2f}", hours)
     console.print(table)
-    threads, hours = summary["settings"]["threads"], A_HUNDRED_MILLION / summary["users_per_s"] / 3600
+    threads, minutes = summary["settings"]["threads"], A_HUNDRED_MILLION / summary["users_per_s"] / 60
     console.print(
-        f"A hundred million users need {hours:.1f} hours on {threads} cores for the whole decision; one hour needs "
-        f"{hours * threads:.0f} cores, where it scales. The aim for Q alone is {AIM}x, it is "
-        f"{summary['q_to_mlflow']:.2f}x."
+        f"A hundred million users need {minutes:.1f} minutes of {threads} cores for the whole decision, "
+        f"{minutes * threads / 60:.2f} core-hours. The aim for Q alone is {AIM}x, it is {summary['q_to_mlflow']:.2f}x."
     )
 
 
