@@ -8,25 +8,13 @@ so that whoever waits acts at that very line.
 import json
 import logging
 import os
-import signal
 import sys
 
 from models.errors import TactfulError
 from models.promotions import State
 from models.registry import Registry
 from tests.models.registries import bare_version
-
-
-class Pause(logging.Handler):
-    def __init__(self, marker: str, nth: int) -> None:
-        super().__init__()
-        self.marker, self.left = marker, nth
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if self.marker in record.getMessage():
-            self.left -= 1
-            if self.left == 0:
-                os.killpg(0, signal.SIGSTOP)
+from tests.pausing import Pause
 
 
 def act(registry: Registry, what: str, *version: str) -> State:
