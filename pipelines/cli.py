@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 
 from models.errors import TactfulError
-from pipelines.config import Config, load
+from pipelines.arguments import ConfigPath, Overrides, loaded
+from pipelines.rewards.cli import app as rewards
 
 app = typer.Typer(
     name="tactful",
@@ -21,26 +22,12 @@ app = typer.Typer(
 )
 abtest = typer.Typer(help="Plan an experiment, and read it.", no_args_is_help=True)
 app.add_typer(abtest, name="abtest")
+app.add_typer(rewards, name="rewards")
 console = Console(stderr=True)
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The TOML file; see configs/.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file, as data.decisions.path=x.csv."),
-]
 Rebuild = Annotated[bool, typer.Option("--rebuild", help="Replace a table that another ETL configuration made.")]
 
 EXIT_CODE = {"PROMOTE": 0, "REFUSE": 4, "INCONCLUSIVE": 5}
-
-
-def _load(path: Path, overrides: list[str] | None) -> Config:
-    pairs = {}
-    for text in overrides or []:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"--set {text}: write it as KEY=VALUE.")
-        pairs[key.strip()] = value.strip()
-    return load(path, pairs)
 
 
 @app.command()
@@ -48,7 +35,7 @@ def run(config: ConfigPath, overrides: Overrides = None, rebuild: Rebuild = Fals
     """The whole road: every step below in order; exit code 0 whatever the verdict."""
     from pipelines import jobs
 
-    jobs.run(_load(config, overrides), rebuild=rebuild)
+    jobs.run(loaded(config, overrides), rebuild=rebuild)
 
 
 @app.command()
@@ -56,7 +43,7 @@ def simulate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Write a raw log from the simulated world, where the configuration has one."""
     from pipelines import jobs
 
-    jobs.simulate(_load(config, overrides))
+    jobs.simulate(loaded(config, overrides))
 
 
 @app.command()
@@ -73,7 +60,7 @@ def etl(
     """Turn the raw log into transitions, all of it or what arrived on some days; exit code 3 on bad data."""
     from pipelines import jobs
 
-    jobs.etl(_load(config, overrides), rebuild=rebuild, first=first, last=last)
+    jobs.etl(loaded(config, overrides), rebuild=rebuild, first=first, last=last)
 
 
 @app.command()
@@ -93,7 +80,7 @@ def ready(
     """Say whether the raw days that `tactful etl` would take in have arrived; exit code 75 where they have not."""
     from pipelines import jobs
 
-    jobs.ready(_load(config, overrides), last, first, marker)
+    jobs.ready(loaded(config, overrides), last, first, marker)
 
 
 @app.command()
@@ -101,7 +88,7 @@ def quality(config: ConfigPath, overrides: Overrides = None) -> None:
     """Make the thresholds of data quality from the reference period, for every later run of the ETL."""
     from pipelines import jobs
 
-    jobs.quality(_load(config, overrides))
+    jobs.quality(loaded(config, overrides))
 
 
 @app.command()
@@ -109,7 +96,7 @@ def propensity(config: ConfigPath, overrides: Overrides = None) -> None:
     """Estimate the propensities that the log lacks; they serve evaluation, and never a promotion."""
     from pipelines import jobs
 
-    jobs.propensity(_load(config, overrides))
+    jobs.propensity(loaded(config, overrides))
 
 
 @app.command()
@@ -123,11 +110,11 @@ def train(
     """Learn the policies and export each as ONNX; `torchrun -m pipelines.cli train CONFIG` shares the work."""
     from pipelines import jobs
 
-    loaded = _load(config, overrides)
+    found = loaded(config, overrides)
     if spark_processes > 1:
-        jobs.train_by_spark(loaded, config, overrides or [], spark_processes)
+        jobs.train_by_spark(found, config, overrides or [], spark_processes)
     else:
-        jobs.train(loaded)
+        jobs.train(found)
 
 
 @app.command()
@@ -135,7 +122,7 @@ def sweep(config: ConfigPath, overrides: Overrides = None) -> None:
     """Learn one policy per weighting in [sweep] and say what each would cost and bring, and which nobody beats."""
     from pipelines import jobs
 
-    jobs.sweep(_load(config, overrides))
+    jobs.sweep(loaded(config, overrides))
 
 
 @app.command()
@@ -159,7 +146,7 @@ def pick(
     """Say which member of the sweep meets a volume budget, as lines for the configuration."""
     from pipelines import jobs
 
-    jobs.pick(_load(config, overrides), most, relative, maximise, "estimate" if by_estimate else "high")
+    jobs.pick(loaded(config, overrides), most, relative, maximise, "estimate" if by_estimate else "high")
 
 
 @app.command()
@@ -173,7 +160,7 @@ def evaluate(
     """Estimate the value of every policy from the log, with intervals; training is not needed."""
     from pipelines import jobs
 
-    jobs.evaluate(_load(config, overrides), spark)
+    jobs.evaluate(loaded(config, overrides), spark)
 
 
 @app.command()
@@ -193,8 +180,8 @@ def promote(
 
     if version is None and override is not None:
         raise typer.BadParameter("--override goes with --version N; a candidate that is judged now has its verdict.")
-    loaded = _load(config, overrides)
-    verdict = jobs.promote(loaded) if version is None else jobs.promote_version(loaded, str(version), override)
+    found = loaded(config, overrides)
+    verdict = jobs.promote(found) if version is None else jobs.promote_version(found, str(version), override)
     raise typer.Exit(EXIT_CODE[verdict["verdict"]])
 
 
@@ -207,7 +194,7 @@ def rollback(
     """Make the champion before this one champion again, in one command."""
     from pipelines import jobs
 
-    jobs.rollback(_load(config, overrides), reason)
+    jobs.rollback(loaded(config, overrides), reason)
 
 
 @app.command()
@@ -215,7 +202,7 @@ def score(config: ConfigPath, overrides: Overrides = None) -> None:
     """Decide for every candidate of the night with the champion."""
     from pipelines import jobs
 
-    jobs.score(_load(config, overrides))
+    jobs.score(loaded(config, overrides))
 
 
 @app.command()
@@ -227,7 +214,7 @@ def freeze(
     """Make every score hold until `unfreeze`; no model and no registry is needed."""
     from pipelines import jobs
 
-    jobs.freeze(_load(config, overrides), reason)
+    jobs.freeze(loaded(config, overrides), reason)
 
 
 @app.command()
@@ -235,7 +222,7 @@ def unfreeze(config: ConfigPath, overrides: Overrides = None) -> None:
     """Let the champion decide again."""
     from pipelines import jobs
 
-    jobs.unfreeze(_load(config, overrides))
+    jobs.unfreeze(loaded(config, overrides))
 
 
 @app.command()
@@ -249,7 +236,7 @@ def monitor(
     """Hold what was scored against what was logged and earned; exit code 3 where something critical is wrong."""
     from pipelines import jobs
 
-    jobs.monitor(_load(config, overrides), night=night, first=first, last=last)
+    jobs.monitor(loaded(config, overrides), night=night, first=first, last=last)
 
 
 @app.command()
@@ -257,7 +244,7 @@ def report(config: ConfigPath, overrides: Overrides = None) -> None:
     """Write report.html and summary.json from what the steps left in the run's folder."""
     from pipelines import jobs
 
-    jobs.report(_load(config, overrides))
+    jobs.report(loaded(config, overrides))
 
 
 @app.command()
@@ -275,7 +262,7 @@ def explain(
     """Say why a policy chooses as it does for a user: what each action is worth, what tips it, what moved it."""
     from pipelines import jobs
 
-    jobs.explain(_load(config, overrides), user, decision=decision, last=last, policy=policy, as_json=as_json)
+    jobs.explain(loaded(config, overrides), user, decision=decision, last=last, policy=policy, as_json=as_json)
 
 
 @abtest.command("plan")
@@ -283,7 +270,7 @@ def abtest_plan(config: ConfigPath, overrides: Overrides = None) -> None:
     """Say how many users and days the experiment needs, from the log's own variance."""
     from pipelines import jobs
 
-    jobs.abtest_plan(_load(config, overrides))
+    jobs.abtest_plan(loaded(config, overrides))
 
 
 @abtest.command("read")
@@ -291,7 +278,7 @@ def abtest_read(config: ConfigPath, overrides: Overrides = None) -> None:
     """Say what the arms differ in, with a verdict; exit code 0 whatever it is."""
     from pipelines import jobs
 
-    jobs.abtest_read(_load(config, overrides))
+    jobs.abtest_read(loaded(config, overrides))
 
 
 @app.command()
@@ -303,7 +290,7 @@ def vacuum(
     """Remove files of every table that no kept version needs, see [retention]."""
     from pipelines import jobs
 
-    jobs.vacuum(_load(config, overrides), dry_run=dry_run)
+    jobs.vacuum(loaded(config, overrides), dry_run=dry_run)
 
 
 @app.command()
@@ -316,7 +303,7 @@ def forget(
     """Erase users from every version of every table; what the raw log still holds of them is read no more."""
     from pipelines import erase, jobs
 
-    jobs.forget(_load(config, overrides), [*(ids or []), *(erase.ids_in(file) if file else [])])
+    jobs.forget(loaded(config, overrides), [*(ids or []), *(erase.ids_in(file) if file else [])])
 
 
 def main() -> None:

@@ -212,6 +212,15 @@ class Policy(Section):
         return self
 
 
+class Learned(Section):
+    """How rewards are learned, and which version of each is used; see docs/rewards.md."""
+
+    days: float = Field(7, gt=0)
+    """Length of the stretches of a user's log that are compared."""
+    versions: dict[str, int] = Field(default_factory=dict)
+    """Of each learned reward the version that is used; the newest where it is not named."""
+
+
 class Score(Section):
     """Nightly scoring."""
 
@@ -356,6 +365,7 @@ class Config(Section):
     train: TrainConfig | None = None
     """Absent where policies are evaluated and none is learned."""
     sweep: SweepConfig | None = None
+    learned: Learned = Learned()
     policy: Policy = Policy()
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateConfig = GateConfig()
@@ -486,6 +496,11 @@ class Config(Section):
     @property
     def propensities_path(self) -> Path:
         return self.run_dir / "propensities"
+
+    @property
+    def rewards_path(self) -> Path:
+        """Folder of the learned rewards, see models/rewards/store.py."""
+        return self.run_dir / "rewards"
 
     def digest(self) -> str:
         """Fingerprint of every key."""

@@ -12,6 +12,7 @@ from pyspark.sql import SparkSession
 
 from models.errors import TactfulError
 from pipelines import cli, jobs
+from pipelines.arguments import loaded
 
 ROOT = Path(__file__).parents[1]
 RUNBOOK = ROOT / "docs" / "runbook.md"
@@ -135,7 +136,7 @@ def test_every_command_does_what_the_runbook_says(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.toml").write_text(CONFIG)
-    jobs.simulate(cli._load(Path("my.toml"), None))
+    jobs.simulate(loaded(Path("my.toml"), None))
     monkeypatch.setenv("DAY", "2026-01-20")
     monkeypatch.setenv("WHO", "u0000001")
     commands = [line for line in lines() if not line.elsewhere]
