@@ -72,7 +72,7 @@ def case(dtype: torch.dtype, features: int, hidden: int, rows: int, actions: int
 
 def by_ours(given: dict[str, Tensor]) -> dict[str, NDArray[Any]]:
     """[P, ...] loss, td, gap and gradients by models/learners.py; raises AssertionError unless the case tells much."""
-    networks, batch, settings = _ours(given)
+    networks, batch, settings = networks_of(given)
     terms = ddqn_cql(networks, batch, settings)
     with torch.no_grad():
         tp1 = [each.heads(batch.next_state) for each in (networks.online, networks.target)]
@@ -90,7 +90,7 @@ def by_ours(given: dict[str, Tensor]) -> dict[str, NDArray[Any]]:
     return {name: each.detach().numpy() for name, each in named.items()}
 
 
-def _ours(given: dict[str, Tensor]) -> tuple[Networks, Batch, Settings]:
+def networks_of(given: dict[str, Tensor]) -> tuple[Networks, Batch, Settings]:
     one = torch.ones_like(given["alpha"])
     layers = range(sum(name.startswith("online.weight") for name in given))
     actions = given[f"online.bias{layers[-1]}"].shape[-1]

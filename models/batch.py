@@ -170,32 +170,29 @@ class Held:
 
 
 class Draws:
-    """Row numbers of one stream of minibatches, with replacement: a function of its seed and of the update alone.
+    """Row numbers of S streams of minibatches, with replacement: a function of their seeds and of the update alone.
 
     So a run that is resumed, or whose members are updated in another order, sees the same minibatches.
     """
 
-    def __init__(self, feed: Feed, seed: int, batch_size: int) -> None:
-        """Draw from the feed's places; the feed may change them between blocks of AHEAD updates."""
-        self.feed = feed
-        self.seed = seed
-        self.batch_size = batch_size
+    def __init__(self, feeds: Sequence[Feed], seeds: Sequence[int], batch_size: int) -> None:
+        """Draw each stream from the places of its feed, which may change them between blocks of AHEAD updates."""
+        self.feeds, self.seeds, self.batch_size = feeds, seeds, batch_size
         self.block = -1
         self.drawn = torch.empty(0)
 
     def at(self, step: int) -> Tensor:
-        """[B] row numbers of one update."""
+        """[S, B] row numbers of one update."""
         block, place = divmod(step, AHEAD)
         if block != self.block:
-            places = self.feed.places
-            seed = int(np.random.SeedSequence([self.seed, block]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-            generator = torch.Generator(places.device).manual_seed(seed)
-            size = (AHEAD, self.batch_size)
-            drawn = torch.randint(len(places), size, generator=generator, device=places.device)
-            self.block, self.drawn = block, places[drawn]
+            streams = [self._ahead(feed, seed, block) for feed, seed in zip(self.feeds, self.seeds, strict=True)]
+            self.block, self.drawn = block, torch.stack(streams, dim=1)
         return self.drawn[place]
 
-
-def stacked(draws: Sequence[Draws], step: int) -> Tensor:
-    """[P, B] row numbers of one update, one row a stream."""
-    return torch.stack([each.at(step) for each in draws])
+    def _ahead(self, feed: Feed, seed: int, block: int) -> Tensor:
+        """[AHEAD, B] of one stream."""
+        places = feed.places
+        own = int(np.random.SeedSequence([seed, block]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+        generator = torch.Generator(places.device).manual_seed(own)
+        drawn = torch.randint(len(places), (AHEAD, self.batch_size), generator=generator, device=places.device)
+        return places[drawn]

@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.batch import Batch, Draws, Feed, stacked
+from models.batch import Batch, Draws, Feed
 from models.distributed import Group
 from models.learners import Networks, Terms, ddqn_cql, iql
 from models.members import Member, Settings
 from models.network import Population, initial
 from models.optimise import Descent, follow
+from models.recorded import Recorded
 from models.training import TrainConfig
 
 CACHE_BYTES = 2**21
@@ -28,23 +29,37 @@ FREED_BYTES = 31 * 2**20
 class Block:
     """Members of one kind, their networks, and their descent."""
 
-    def __init__(self, members: Sequence[Member], networks: Networks, draws: Sequence[Draws], steps: int) -> None:
-        """`draws`: one stream of minibatches for each member, or one that all share."""
+    def __init__(self, members: Sequence[Member], networks: Networks, draws: Draws, config: TrainConfig) -> None:
+        """`draws`: a stream of minibatches for each member, or one that all share."""
+        device = networks.online.mean.device
         self.members = members
         self.networks = networks
         self.draws = draws
-        self.settings = Settings.of(members, networks.online.mean.device)
-        self.descent = Descent(networks.trained, [each.learning_rate for each in members], steps)
+        self.settings = Settings.of(members, device)
+        self.descent = Descent(networks.trained, [each.learning_rate for each in members], config.steps)
         self.loss = iql if networks.value is not None else ddqn_cql
+        rates = {each.target_rate for each in members}
+        self.target_rate: Tensor | float = rates.pop() if len(rates) == 1 else self.settings.target_rate
+        self.terms = self._terms
+        if config.compile and device.type == "cuda":
+            self.terms = torch.compile(self._terms)
+        self.recorded = Recorded(self._updated, device, config.precision)
 
     def update(self, step: int, group: Group) -> tuple[Terms, Batch]:
-        """Update number `step` of every member, and what it was made from."""
-        rows = group.share(stacked(self.draws, step))
-        batch = self.draws[0].feed.data.at(rows, self.settings.gamma).expand(len(self.members))
-        terms = self.loss(self.networks, batch, self.settings)
-        self.descent.step(step, terms.loss, group)
-        follow(self.networks.target, self.networks.online, self.settings.target_rate)
+        """Update number `step` of every member, and what it was made from: to be read before the next one."""
+        rows = group.share(self.draws.at(step))
+        self.descent.begin(step)
+        return self.recorded(rows) if group.size == 1 else self._updated(rows, group)
+
+    def _updated(self, rows: Tensor, group: Group | None = None) -> tuple[Terms, Batch]:
+        terms, batch = self.terms(rows)
+        self.descent.step(terms.loss, group)
+        follow(self.networks.target, self.networks.online, self.target_rate)
         return terms, batch
+
+    def _terms(self, rows: Tensor) -> tuple[Terms, Batch]:
+        batch = self.draws.feeds[0].data.at(rows, self.settings.gamma).expand(len(self.members))
+        return self.loss(self.networks, batch, self.settings), batch
 
     def acting(self, index: int) -> tuple[Population, NDArray[np.float64]]:
         """The network that acts for one member, a copy on the CPU, and the [K] weights of its heads."""
@@ -86,9 +101,9 @@ def blocks_of(
         those = members[start:stop]
         numbers = [each.draws for each in those]
         streams = numbers[:1] if len(set(numbers)) == 1 else numbers
-        draws = [Draws(feed, number, config.batch_size) for number in streams]
-        found.append(Block(those, _networks(those, config.hidden, level[start:stop], actions, device), draws,
-                           config.steps))  # fmt: skip
+        draws = Draws([feed] * len(streams), streams, config.batch_size)
+        networks = _networks(those, config.hidden, level[start:stop], actions, device)
+        found.append(Block(those, networks, draws, config))
         start = stop
     return found
 

@@ -9,13 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.batch import Draws, Held, Resident, stacked
+from models.batch import Draws, Held, Resident
 from models.errors import InputError
 from models.forward import Networks
 from models.learners import fitted_q
 from models.losses import horizon_of, td_loss
 from models.network import Population, initial, predicted
 from models.optimise import Descent, counted, follow
+from models.recorded import Recorded
 from models.table import Transitions
 
 WARM_START = 0.25
@@ -98,22 +99,27 @@ def fit_fqe(
     network, data = _prepare(table, rows, stops, returns, extra_state, seed, hidden, device)
     policy = torch.from_numpy(np.ascontiguousarray(next_probabilities, dtype=np.float32)).to(device)
     wanted = ((torch.from_numpy(returns).float().to(device) - network.shift) / network.scale).float()
-    draws = [Draws(Held.of(data, each), seed, batch_size) for each in rows]
+    draws = Draws([Held.of(data, each) for each in rows], [seed] * len(rows), batch_size)
     each_member = torch.arange(len(rows), device=device).unsqueeze(1)
-    one_gamma, rate = torch.tensor([gamma], device=device), torch.full((len(rows),), target_rate, device=device)
-    target = network
+    one_gamma = torch.tensor([gamma], device=device)
+    target = copy.deepcopy(network).requires_grad_(False)
     warm = int(WARM_START * steps)
     descent = Descent([network], [learning_rate] * len(rows), steps)
-    for step in counted(steps, "fitted Q evaluation", progress):
-        at = stacked(draws, step)
+
+    def regress(at: Tensor) -> None:
         batch = data.at(at, one_gamma)
-        if step < warm:
-            descent.step(step, td_loss(network.heads(batch.state), batch.action, wanted[at]))
-            continue
+        descent.step(td_loss(network.heads(batch.state), batch.action, wanted[at]))
+
+    def bootstrap(at: Tensor) -> None:
+        descent.step(fitted_q(network, target, data.at(at, one_gamma), policy[each_member, at]))
+        follow(target, network, target_rate)
+
+    first, then = Recorded(regress, device), Recorded(bootstrap, device)
+    for step in counted(steps, "fitted Q evaluation", progress):
         if step == warm:
-            target = copy.deepcopy(network).requires_grad_(False)
-        descent.step(step, fitted_q(network, target, batch, policy[each_member, at]))
-        follow(target, network, rate)
+            follow(target, network, 1.0)
+        descent.begin(step)
+        (first if step < warm else then)(draws.at(step))
     return FittedQ(network.requires_grad_(False), data.state)
 
 

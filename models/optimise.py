@@ -43,32 +43,42 @@ class Descent:
             stop = start + len(list(those))
             self.runs.append((slice(start, stop), rate))
             start = stop
+        device = self.parameters[0].device
+        self.counts = torch.zeros(len(self.runs), len(self.parameters), device=device)
+        self.initial = torch.tensor([rate for _, rate in self.runs], device=device)
+        self.rates = self.initial.clone()
+        self.left = 1.0
 
-    def step(self, update: int, loss: Tensor, group: Group | None = None) -> None:
-        """Update number `update` (0 at first) from `loss` [P], each process's gradient counting alike."""
+    def begin(self, update: int) -> None:
+        """Make ready for update number `update` (0 at first): all of a step that is no function of tensors alone."""
+        # Counted by the caller: the moments' bias is a function of the update's number.
+        self.counts.fill_(update)
+        self.left = 1 - (1 - FINAL_RATE) * min(update / self.steps, 1.0)
+        torch.mul(self.initial, self.left, out=self.rates)
+
+    def step(self, loss: Tensor, group: Group | None = None) -> None:
+        """The update that was begun, from `loss` [P], each process's gradient counting alike."""
         gradients = list(torch.autograd.grad(loss.sum(), self.parameters))
         if group is not None:
             group.average(gradients)
-        self._apply(update, gradients)
+        self._apply(gradients)
 
     @torch.no_grad()
-    def _apply(self, update: int, gradients: Sequence[Tensor]) -> None:
-        left = 1 - (1 - FINAL_RATE) * min(update / self.steps, 1.0)
-        for those, rate in self.runs:
-            # Counted by the caller: the moments' bias is a function of the update's number.
-            counts = torch.full((len(gradients),), float(update), device=gradients[0].device)
+    def _apply(self, gradients: Sequence[Tensor]) -> None:
+        for place, (those, rate) in enumerate(self.runs):
             adam(
                 self._of(those, self.parameters),
                 self._of(those, gradients),
                 self._of(those, self.first),
                 self._of(those, self.second),
                 [],
-                list(counts),
+                list(self.counts[place]),
                 fused=True,
                 amsgrad=False,
                 beta1=0.9,
                 beta2=0.999,
-                lr=rate * left,
+                # A number would stay in a recorded graph as it was.
+                lr=self.rates[place] if self.rates.is_cuda else rate * self.left,
                 weight_decay=0.0,
                 eps=1e-8,
                 maximize=False,
@@ -80,7 +90,10 @@ class Descent:
 
 
 @torch.no_grad()
-def follow(target: Population, online: Population, rate: Tensor) -> None:
-    """Polyak: target <- (1 - rate) target + rate online, in place; `rate` [P]."""
+def follow(target: Population, online: Population, rate: Tensor | float) -> None:
+    """Polyak: target <- (1 - rate) target + rate online, in place; `rate` [P], or one for all members."""
+    if isinstance(rate, float):
+        torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
+        return
     for slow, fast in zip(target.parameters(), online.parameters(), strict=True):
         slow.lerp_(fast, rate[:, None, None])

@@ -23,6 +23,7 @@ from models.learners import behaviour_cloning
 from models.members import Learner, Member
 from models.network import Population, initial, predicted, together
 from models.optimise import Descent, counted
+from models.recorded import Recorded
 from models.scaling import Scales, Units
 from models.stream import Pool, Survey, reach_of, survey
 from models.table import Shards, Transitions
@@ -281,17 +282,24 @@ def clone_behaviour(run: Run) -> tuple[Population, list[Point]]:
     mean, std = torch.from_numpy(run.units.mean), torch.from_numpy(run.units.std)
     actions = len(run.table.contract.actions)
     network = initial([seed], config.hidden, mean, std, torch.zeros(1), torch.ones(1), actions).to(run.device)
-    draws = Draws(Held.of(run.data, run.training.choice), seed, config.batch_size)
+    draws = Draws([Held.of(run.data, run.training.choice)], [seed], config.batch_size)
     held_out, no_discount = run.held_out(run.validation.choice), torch.ones(1, device=run.device)
     descent, measured = Descent([network], [config.learning_rate], steps), marks(steps, CURVE_POINTS)
     curve: list[Point] = []
     best, least = network, float("inf")
+
+    def clone(rows: torch.Tensor) -> torch.Tensor:
+        nll = behaviour_cloning(network, run.data.at(rows, no_discount))
+        descent.step(nll)
+        return nll.detach()
+
+    update = Recorded(clone, run.device)
     for step in counted(steps, "cloning the log", run.progress):
-        nll = behaviour_cloning(network, run.data.at(draws.at(step).unsqueeze(0), no_discount))
-        descent.step(step, nll)
+        descent.begin(step)
+        nll = update(draws.at(step))
         if step + 1 not in measured:
             continue
-        point = {"nll": float(nll.detach())}
+        point = {"nll": float(nll)}
         if held_out is not None:
             with torch.no_grad():
                 unseen = run.data.at(held_out.places.unsqueeze(0), no_discount)
@@ -417,7 +425,7 @@ def _judge(run: Run, deploy: Deploy, assess: Assess, logits: NDArray[np.float64]
 
 def _identity(run: Run, members: list[Member]) -> dict[str, Any]:
     """What makes a checkpoint this run's, as JSON gives it back."""
-    settings = {key: each for key, each in asdict(run.config).items() if key not in {"threads", "device"}}
+    settings = {key: each for key, each in asdict(run.config).items() if key not in {"threads", "device", "compile"}}
     contract = {key: each for key, each in asdict(run.table.contract).items() if key != "units"}
     named = {"data": run.table.fingerprint, "contract": contract, "settings": settings, "seed": run.seed,
              "members": [[each.name, each.seed, each.draws] for each in members]}  # fmt: skip

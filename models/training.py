@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from models.errors import InputError
 from models.members import Learner
+from models.recorded import PRECISIONS, Precision
 
 BEHAVIOUR = "behaviour"
 """The logging policy, cloned; the first champion."""
@@ -50,6 +51,11 @@ class TrainConfig:
     threads: int = 1
     """Torch threads on CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision = "float32"
+    """Of the population's matrix products on CUDA: `float32`, `tf32` or `bf16`; docs/learners.md says what each
+    costs and gains."""
+    compile: bool = False
+    """On CUDA: fuse each update's small operations by torch.compile; worth its minute where updates are many."""
 
     def __post_init__(self) -> None:
         if not 0 < self.gamma_per_day <= 1:
@@ -69,6 +75,8 @@ class TrainConfig:
             raise InputError(f"train.target_rate is {self.target_rate}; it must lie in (0, 1].")
         if self.device not in ("auto", "cpu", "cuda"):
             raise InputError(f"train.device is {self.device!r}; it must be auto, cpu or cuda.")
+        if self.precision not in PRECISIONS:
+            raise InputError(f"train.precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}.")
         if BEHAVIOUR in self.learners:
             raise InputError(f"train.learners: {BEHAVIOUR!r} is the cloned logging policy's name; choose another.")
         if not self.learners:
