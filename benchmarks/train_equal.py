@@ -94,15 +94,16 @@ def networks_of(given: dict[str, Tensor]) -> tuple[Networks, Batch, Settings]:
     one = torch.ones_like(given["alpha"])
     layers = range(sum(name.startswith("online.weight") for name in given))
     actions = given[f"online.bias{layers[-1]}"].shape[-1]
+    zero = torch.zeros_like(given["state"][0, 0])
     populations = [
         Population(
             [given[f"{name}.weight{layer}"].clone() for layer in layers],
             [given[f"{name}.bias{layer}"].clone() for layer in layers],
-            torch.zeros(given["state"].shape[-1]), torch.ones(given["state"].shape[-1]), one[:1] * 0, one[:1], actions,
+            zero, zero + 1, one[:1] * 0, one[:1], actions,
         )
         for name in ("online", "target")
     ]  # fmt: skip
-    legal = torch.ones(*given["action"].shape, actions, dtype=torch.bool)
+    legal = torch.ones(*given["action"].shape, actions, dtype=torch.bool, device=given["action"].device)
     batch = Batch(
         state=given["state"],
         legal=legal,

@@ -55,7 +55,7 @@ class Block:
         terms, batch = self.terms(rows)
         self.descent.step(terms.loss, group)
         follow(self.networks.target, self.networks.online, self.target_rate)
-        return terms, batch
+        return terms.detached(), batch
 
     def _terms(self, rows: Tensor) -> tuple[Terms, Batch]:
         batch = self.draws.feeds[0].data.at(rows, self.settings.gamma).expand(len(self.members))

@@ -40,6 +40,10 @@ class Terms:
     q: Tensor
     """[P, B, A] w~.Q at the decision."""
 
+    def detached(self) -> "Terms":
+        """The same numbers, without what made them."""
+        return Terms(self.loss.detach(), self.td.detach(), self.gap.detach(), self.q.detach())
+
 
 @dataclass(frozen=True)
 class Networks:

@@ -25,6 +25,12 @@ def counted(steps: int, title: str, progress: bool) -> Iterator[int]:
         yield from range(steps)
 
 
+SLICE = 4096
+"""Numbers that a multiprocessor of a CUDA device updates in one go, at least."""
+SLICES = 256
+"""About as many as it has multiprocessors, twice over."""
+
+
 class Descent:
     """Adam on the sum of the members' losses: its moments are per parameter, so members stay apart.
 
@@ -37,24 +43,22 @@ class Descent:
         self.first = [torch.zeros_like(each) for each in self.parameters]
         self.second = [torch.zeros_like(each) for each in self.parameters]
         self.steps = steps
-        self.runs: list[tuple[slice, float]] = []
+        self.runs: list[Neighbours] = []
         start = 0
         for rate, those in groupby(rates):
             stop = start + len(list(those))
-            self.runs.append((slice(start, stop), rate))
+            parts = [_of(slice(start, stop), each) for each in (self.parameters, self.first, self.second)]
+            self.runs.append(Neighbours(slice(start, stop), rate, *parts))
             start = stop
-        device = self.parameters[0].device
-        self.counts = torch.zeros(len(self.runs), len(self.parameters), device=device)
-        self.initial = torch.tensor([rate for _, rate in self.runs], device=device)
-        self.rates = self.initial.clone()
-        self.left = 1.0
 
     def begin(self, update: int) -> None:
         """Make ready for update number `update` (0 at first): all of a step that is no function of tensors alone."""
-        # Counted by the caller: the moments' bias is a function of the update's number.
-        self.counts.fill_(update)
-        self.left = 1 - (1 - FINAL_RATE) * min(update / self.steps, 1.0)
-        torch.mul(self.initial, self.left, out=self.rates)
+        left = 1 - (1 - FINAL_RATE) * min(update / self.steps, 1.0)
+        for run in self.runs:
+            # Counted by the caller: the moments' bias is a function of the update's number.
+            run.counts.fill_(update)
+            run.now = run.rate * left
+            run.rate_there.fill_(run.now)
 
     def step(self, loss: Tensor, group: Group | None = None) -> None:
         """The update that was begun, from `loss` [P], each process's gradient counting alike."""
@@ -65,35 +69,57 @@ class Descent:
 
     @torch.no_grad()
     def _apply(self, gradients: Sequence[Tensor]) -> None:
-        for place, (those, rate) in enumerate(self.runs):
+        for run in self.runs:
             adam(
-                self._of(those, self.parameters),
-                self._of(those, gradients),
-                self._of(those, self.first),
-                self._of(those, self.second),
+                run.parameters,
+                _of(run.those, gradients),
+                run.first,
+                run.second,
                 [],
-                list(self.counts[place]),
+                list(run.counts),
                 fused=True,
                 amsgrad=False,
                 beta1=0.9,
                 beta2=0.999,
                 # A number would stay in a recorded graph as it was.
-                lr=self.rates[place] if self.rates.is_cuda else rate * self.left,
+                lr=run.rate_there if run.rate_there.is_cuda else run.now,
                 weight_decay=0.0,
                 eps=1e-8,
                 maximize=False,
             )
 
-    def _of(self, those: slice, parts: Sequence[Tensor]) -> list[Tensor]:
-        """The members of one rate: nearly always all."""
-        return list(parts) if len(self.runs) == 1 else [each[those] for each in parts]
+
+class Neighbours:
+    """Members of one learning rate: nearly always all."""
+
+    def __init__(
+        self, those: slice, rate: float, parameters: list[Tensor], first: list[Tensor], second: list[Tensor]
+    ) -> None:
+        self.those, self.rate, self.now = those, rate, rate
+        self.parameters, self.first, self.second = parameters, first, second
+        self.counts = torch.zeros(len(parameters), device=parameters[0].device)
+        self.rate_there = torch.zeros((), device=parameters[0].device)
+
+
+def _of(those: slice, parts: Sequence[Tensor]) -> list[Tensor]:
+    """Views of some members of each part [P, ...]; on a CUDA device flat slices of them.
+
+    PyTorch's kernels for lists of tensors give one multiprocessor 65,536 numbers, and with a network of so many most of
+    the device would wait for it.
+    """
+    found = [each.detach()[those] for each in parts]
+    if not found[0].is_cuda:
+        return found
+    size = max(SLICE, -(-sum(each.numel() for each in found) // SLICES))
+    return [piece for each in found for piece in torch.split(each.reshape(-1), size)]
 
 
 @torch.no_grad()
 def follow(target: Population, online: Population, rate: Tensor | float) -> None:
     """Polyak: target <- (1 - rate) target + rate online, in place; `rate` [P], or one for all members."""
     if isinstance(rate, float):
-        torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
+        everyone = slice(None)
+        torch._foreach_lerp_(_of(everyone, list(target.parameters())), _of(everyone, list(online.parameters())), rate)
         return
     for slow, fast in zip(target.parameters(), online.parameters(), strict=True):
         slow.lerp_(fast, rate[:, None, None])

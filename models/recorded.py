@@ -1,5 +1,6 @@
 """Work that is the same time after time: on a CUDA device recorded as one graph, and replayed."""
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, Literal, TypeVar
@@ -53,11 +54,24 @@ class Recorded(Generic[Made]):
 
     def _record(self, rows: Tensor) -> Made:
         self.rows, self.graph = rows.clone(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph), products(self.precision):
+        with _no_garbage(), torch.cuda.graph(self.graph), products(self.precision):
             self.made = self.work(self.rows)
         # Recorded is not yet done.
         self.graph.replay()
         return self.made
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Nothing is collected meanwhile: an older graph that ends while one is recorded would end that one too."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

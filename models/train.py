@@ -198,30 +198,26 @@ def train(
     """
     found = survey(shards) if shards else None
     run = prepare(table, config, seed, progress, on_metrics, found.units if found else None)
-    clone, clone_curve = clone_behaviour(run)
-    logits = predicted(clone, run.data.state)[0, :, :, 0]
+    members = run.members()
+    with _room(config, len(members)):
+        clone, clone_curve = clone_behaviour(run)
+        logits = predicted(clone, run.data.state)[0, :, :, 0]
     cloned = _softmax(logits, table.legal)
     assess = assess_of(cloned) if assess_of else None
     deploy = deploy or (lambda *_: act)
     judge = _judge(run, deploy, assess, logits) if assess else None
-    members = run.members()
     keep = None if checkpoint is None else Keep(checkpoint, _identity(run, members))
-    try:
-        with _feed(run, members, shards, found) as (feed, reach):
-            held_out = run.held_out(run.validation.target)
-            seen = learn(members, config, feed, reach, held_out, judge, group, keep, run.tell, progress)
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"training {len(members)} members: {_first_line(error)}; lower train.batch_size ({config.batch_size}), "
-            f"train.hidden ({list(config.hidden)}) or train.seeds ({config.seeds})."
-        ) from None
+    with _room(config, len(members)), _feed(run, members, shards, found) as (feed, reach):
+        held_out = run.held_out(run.validation.target)
+        seen = learn(members, config, feed, reach, held_out, judge, group, keep, run.tell, progress)
     chosen = _chosen(run, members, seen)
     qs = [each.q(run) for each in chosen]
     asked = np.ones(len(logits), dtype=np.bool_) if assess is None else assess.rows
     acts = [deploy(q[asked], logits[asked], table.legal[asked]) for q in qs]
     policies = [own(q, logits, table.legal) for own, q in zip(acts, qs, strict=True)]
     gammas = [each.member.gamma_per_day for each in chosen]
-    values = value(run, [*policies, cloned], [*gammas, config.gamma_per_day])
+    with _room(config, len(members)):
+        values = value(run, [*policies, cloned], [*gammas, config.gamma_per_day])
     learned = {}
     for m, each in enumerate(chosen):
         learned[each.member.name] = Learned(
@@ -255,6 +251,18 @@ def train(
         agreement=None,
     )
     return learned
+
+
+@contextmanager
+def _room(config: TrainConfig, members: int) -> Iterator[None]:
+    """A device that is too small is told in the words of the configuration."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"training {members} members: {_first_line(error)}; lower train.batch_size ({config.batch_size}), "
+            f"train.hidden ({list(config.hidden)}) or train.seeds ({config.seeds})."
+        ) from None
 
 
 @contextmanager

@@ -188,7 +188,7 @@ class Watch:
     @torch.no_grad()
     def look(self, step: int, block: Block, first: int, terms: Terms, batch: Batch, group: Group) -> None:
         """A point of each curve after update `step` (counted from 1) of a block whose members begin at `first`."""
-        now = {"td_loss": terms.td.detach(), "cql_gap": terms.gap.detach(), **_told(terms.q.detach(), batch)}
+        now = {"td_loss": terms.td, "cql_gap": terms.gap, **_told(terms.q, batch)}
         if self.held_out is not None:
             rows = self.held_out.places.unsqueeze(0)
             unseen = self.held_out.data.at(rows, block.settings.gamma).expand(len(block.members))

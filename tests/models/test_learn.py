@@ -368,7 +368,10 @@ def test_an_action_that_was_never_taken_is_named_and_one_that_was_never_legal_is
     ("where", "message"),
     [
         ("Resident.of", r"no room for \d+ transitions \(tried to allocate 9.00 GiB\); set train.half_precision = true"),
-        ("learn", r"training 6 members: tried to allocate 9.00 GiB; lower train.batch_size \(32\), train.hidden"),
+        *(
+            (where, r"training 6 members: tried to allocate 9.00 GiB; lower train.batch_size \(32\), train.hidden")
+            for where in ("clone_behaviour", "learn", "fit_fqe")
+        ),
     ],
 )
 def test_a_device_that_is_too_small_says_how_much_was_asked_for(world, monkeypatch, where, message) -> None:
