@@ -186,6 +186,8 @@ def bench(
 def _one(
     feed: Held, units: Units, sizes: Sizes, count: int, precision: Precision, way: str, rounds: int, seconds: float
 ) -> dict[str, Any]:
+    # Of one function it compiles no more than a few versions, and what comes after them runs as it is.
+    torch._dynamo.reset()
     block, group = block_of(feed, units, sizes, count, precision, way == WAYS[2]), Group()
 
     def singly(step: int) -> None:

@@ -54,9 +54,10 @@ class Population(nn.Module):
         h = x.expand(self.members, *x.shape[1:])
         last = len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            # In place: at these sizes passes over the activations cost a third of what the products do. On a CUDA
-            # device baddbmm would copy the bias to every row first, and nothing could fuse it with what follows.
-            h = torch.bmm(h, weight).add_(bias) if h.is_cuda else torch.baddbmm(bias, h, weight)
+            # In place: at these sizes passes over the activations cost a third of what the products do. A compiler
+            # fuses the bias with what follows, but cannot take it out of baddbmm, which copies it to every row first.
+            fused = torch.compiler.is_compiling()
+            h = torch.bmm(h, weight) + bias if fused else torch.baddbmm(bias, h, weight)
             if layer < last:
                 h = h.relu_()
         return h.reshape(*h.shape[:-1], self.actions, -1)

@@ -29,8 +29,10 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch see
 
 STEPS = AHEAD + 3 * WARM_UP
 """Into a second block of drawn minibatches."""
-CLOSE = {"float32": 1e-5, "tf32": 1e-2, "bf16": 5e-2}
-"""Of loss and gradients, as a share of the largest: 24, 11 and 8 bits of a factor's fraction, after a hundred sums."""
+CLOSE = {"float32": 1e-5, "tf32": 2e-3, "bf16": 2e-2}
+"""Of loss, TD error and gap, relative; 24, 11 and 8 bits of a factor's fraction."""
+ALIKE = {"float32": 1 - 1e-9, "tf32": 0.999, "bf16": 0.99}
+"""Cosine of a gradient and the exact one."""
 CONFIG = TrainConfig(
     weights={"r0": 1.0, "r1": 0.5},
     gamma_per_day=0.8,
@@ -85,9 +87,13 @@ def test_loss_and_gradients_are_those_of_the_cpu_in_double_precision(precision: 
     with products(precision):
         found = differentiated(device)
     for name, part in found.items():
-        off = float((part - wanted[name]).abs().max() / wanted[name].abs().max())
-        assert off < CLOSE[precision], f"{precision} {name}: {off:.2g}"
-        print(f"{precision} {name}: {off:.2g}")
+        exact = wanted[name]
+        if name in ("loss", "td", "gap"):
+            assert float(((part - exact) / exact).abs().max()) < CLOSE[precision], name
+        cosine = float((part * exact).sum() / (part.norm() * exact.norm()))
+        assert cosine > ALIKE[precision], f"{name}: {cosine}"
+        if precision == "float32":
+            assert float((part - exact).abs().max() / exact.abs().max()) < CLOSE[precision], name
 
 
 def differentiated(given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -117,10 +123,10 @@ def test_the_comparison_tells_one_update_from_another(run: Run) -> None:
     first, second = updated(run)[0], updated(replace(run, config=replace(CONFIG, learning_rate=1.1e-3)))[0]
     assert not torch.equal(first["online.weights.0"], second["online.weights.0"])
     block = in_blocks(run)[0]
-    before = [part.clone() for part in block.parts().values()]
+    before = [part.detach().clone() for part in block.parts().values()]
     for step in range(WARM_UP + 3):
         block.update(step, Group())
-        now = [part.clone() for part in block.parts().values()]
+        now = [part.detach().clone() for part in block.parts().values()]
         assert not any(torch.equal(part, other) for part, other in zip(now, before, strict=True)), step
         before = now
 
