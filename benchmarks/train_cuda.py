@@ -193,7 +193,7 @@ def _one(
     def singly(step: int) -> None:
         block.descent.begin(step)
         with products(precision):
-            block.recorded.work(block.draws.at(step))
+            block.single(block.draws.at(step))
 
     update = singly if way == WAYS[0] else lambda step: block.update(step, group)
     torch.cuda.reset_peak_memory_stats()

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.batch import Batch, Draws, Feed
+from models.batch import Batch, Draws, Feed, Resident
 from models.distributed import Group
 from models.learners import Networks, Terms, ddqn_cql, iql
 from models.members import Member, Settings
@@ -24,6 +24,15 @@ CACHE_BYTES = 2**21
 """Of activations, about, that a core keeps near: members beyond that are updated after one another on a CPU."""
 FREED_BYTES = 31 * 2**20
 """glibc learns from blocks of up to 32 MiB."""
+
+
+def terms_of(
+    loss: Callable[[Networks, Batch, Settings], Terms], networks: Networks, data: Resident, settings: Settings,
+    rows: Tensor,
+) -> tuple[Terms, Batch]:  # fmt: skip
+    """The terms of a loss on the transitions at `rows`, and those transitions: what a compiler is given."""
+    batch = data.at(rows, settings.gamma).expand(networks.online.members)
+    return loss(networks, batch, settings), batch
 
 
 class Block:
@@ -40,26 +49,21 @@ class Block:
         self.loss = iql if networks.value is not None else ddqn_cql
         rates = {each.target_rate for each in members}
         self.target_rate: Tensor | float = rates.pop() if len(rates) == 1 else self.settings.target_rate
-        self.terms = self._terms
-        if config.compile and device.type == "cuda":
-            self.terms = torch.compile(self._terms)
-        self.recorded = Recorded(self._updated, device, config.precision)
+        self.terms = torch.compile(terms_of) if config.compile and device.type == "cuda" else terms_of
+        self.recorded: Recorded[tuple[Terms, Batch]] = Recorded(device, config.precision)
 
     def update(self, step: int, group: Group) -> tuple[Terms, Batch]:
         """Update number `step` of every member, and what it was made from: to be read before the next one."""
         rows = group.share(self.draws.at(step))
         self.descent.begin(step)
-        return self.recorded(rows) if group.size == 1 else self._updated(rows, group)
+        return self.recorded(self.single, rows) if group.size == 1 else self.single(rows, group)
 
-    def _updated(self, rows: Tensor, group: Group | None = None) -> tuple[Terms, Batch]:
-        terms, batch = self.terms(rows)
+    def single(self, rows: Tensor, group: Group | None = None) -> tuple[Terms, Batch]:
+        """The update that was begun, from the transitions at `rows`, operation by operation."""
+        terms, batch = self.terms(self.loss, self.networks, self.draws.feeds[0].data, self.settings, rows)
         self.descent.step(terms.loss, group)
         follow(self.networks.target, self.networks.online, self.target_rate)
         return terms.detached(), batch
-
-    def _terms(self, rows: Tensor) -> tuple[Terms, Batch]:
-        batch = self.draws.feeds[0].data.at(rows, self.settings.gamma).expand(len(self.members))
-        return self.loss(self.networks, batch, self.settings), batch
 
     def acting(self, index: int) -> tuple[Population, NDArray[np.float64]]:
         """The network that acts for one member, a copy on the CPU, and the [K] weights of its heads."""

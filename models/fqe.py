@@ -114,12 +114,16 @@ def fit_fqe(
         descent.step(fitted_q(network, target, data.at(at, one_gamma), policy[each_member, at]))
         follow(target, network, target_rate)
 
-    first, then = Recorded(regress, device), Recorded(bootstrap, device)
+    first: Recorded[None] = Recorded(device)
+    then: Recorded[None] = Recorded(device)
     for step in counted(steps, "fitted Q evaluation", progress):
         if step == warm:
             follow(target, network, 1.0)
         descent.begin(step)
-        (first if step < warm else then)(draws.at(step))
+        if step < warm:
+            first(regress, draws.at(step))
+        else:
+            then(bootstrap, draws.at(step))
     return FittedQ(network.requires_grad_(False), data.state)
 
 

@@ -16,7 +16,7 @@ WARM_UP = 3
 
 
 class Recorded(Generic[Made]):
-    """`work(rows)`; on a CUDA device its kernels are recorded once and then launched together, call after call.
+    """`work(rows)`, the same every time; on a CUDA device its kernels are recorded once and then launched together.
 
     An update of a small network is a hundred kernels of microseconds each, which take longer to launch one by one than
     to run. `work` changes its tensors in place, and what differs between calls it reads from tensors: from `rows`, of
@@ -24,47 +24,50 @@ class Recorded(Generic[Made]):
     overwritten by the next call.
     """
 
-    def __init__(self, work: Callable[[Tensor], Made], device: torch.device, precision: Precision = "float32") -> None:
-        self.work, self.device, self.precision = work, device, precision
+    def __init__(self, device: torch.device, precision: Precision = "float32") -> None:
+        # The work is no part of this: its owner would be one of its own, and a graph that only the collector ends does
+        # so while another one is recorded.
+        self.device, self.precision = device, precision
         self.calls = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.rows = torch.empty(0)
-        self.made: Made | None = None
+        self.made: tuple[Made, ...] = ()
 
-    def __call__(self, rows: Tensor) -> Made:
+    def __call__(self, work: Callable[[Tensor], Made], rows: Tensor) -> Made:
         if self.device.type != "cuda":
-            return self.work(rows)
+            return work(rows)
         self.calls += 1
         if self.calls <= WARM_UP:
-            return self._aside(rows)
-        if self.graph is None or self.made is None:
-            return self._record(rows)
+            return self._aside(work, rows)
+        if self.graph is None:
+            return self._record(work, rows)
         self.rows.copy_(rows)
         self.graph.replay()
-        return self.made
+        return self.made[0]
 
-    def _aside(self, rows: Tensor) -> Made:
+    def _aside(self, work: Callable[[Tensor], Made], rows: Tensor) -> Made:
         # On a stream of its own, as for what is recorded: autograd remembers where a parameter was first used.
-        here, aside = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        here = torch.cuda.current_stream(self.device)
+        aside = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         aside.wait_stream(here)
         with torch.cuda.stream(aside), products(self.precision):
-            made = self.work(rows)
+            made = work(rows)
         here.wait_stream(aside)
         return made
 
-    def _record(self, rows: Tensor) -> Made:
-        self.rows, self.graph = rows.clone(), torch.cuda.CUDAGraph()
-        with _no_garbage(), torch.cuda.graph(self.graph), products(self.precision):
-            self.made = self.work(self.rows)
+    def _record(self, work: Callable[[Tensor], Made], rows: Tensor) -> Made:
+        self.rows, graph = rows.clone(), torch.cuda.CUDAGraph()
+        with _nothing_collected(), torch.cuda.graph(graph), products(self.precision):
+            made = work(self.rows)
+        self.graph, self.made = graph, (made,)
         # Recorded is not yet done.
-        self.graph.replay()
-        return self.made
+        graph.replay()
+        return made
 
 
 @contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Nothing is collected meanwhile: an older graph that ends while one is recorded would end that one too."""
-    gc.collect()
+def _nothing_collected() -> Iterator[None]:
+    """An older graph that is collected while one is recorded would end that one too (pytorch/pytorch#161037)."""
     enabled = gc.isenabled()
     gc.disable()
     try:

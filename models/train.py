@@ -301,10 +301,10 @@ def clone_behaviour(run: Run) -> tuple[Population, list[Point]]:
         descent.step(nll)
         return nll.detach()
 
-    update = Recorded(clone, run.device)
+    recorded: Recorded[torch.Tensor] = Recorded(run.device)
     for step in counted(steps, "cloning the log", run.progress):
         descent.begin(step)
-        nll = update(draws.at(step))
+        nll = recorded(clone, draws.at(step))
         if step + 1 not in measured:
             continue
         point = {"nll": float(nll)}

@@ -231,3 +231,22 @@ def test_a_device_that_is_too_small_says_what_to_lower(world) -> None:
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
+
+
+@pytest.mark.parametrize("made", ["tensor", None])
+def test_work_is_recorded_once_whatever_it_returns(made: str | None) -> None:
+    device, calls = torch.device("cuda"), 0
+    total = torch.zeros(4, dtype=torch.int64, device=device)
+
+    def work(rows: torch.Tensor) -> torch.Tensor | None:
+        nonlocal calls
+        calls += 1
+        total.add_(rows)
+        return total if made else None
+
+    recorded: models.recorded.Recorded[torch.Tensor | None] = models.recorded.Recorded(device)
+    for number in range(10):
+        recorded(work, torch.arange(4, device=device) + number)
+    # Three calls as they are and one that is recorded; 0 + 1 + ... + 9 = 45, and ten times the place.
+    assert calls == WARM_UP + 1
+    assert total.tolist() == [45, 55, 65, 75]
