@@ -12,7 +12,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo heartsteps data test airflow-test check install dev airflow-env d3rlpy-env java python bench-etl bench-train bench-score coverage study study-learners notebooks clean
+.PHONY: help demo heartsteps data test airflow-test check install dev airflow-env d3rlpy-env java python bench-etl bench-train bench-train-cuda bench-score coverage study study-learners notebooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ coverage: dev ## how often 95% intervals hold the truth, 500 simulated logs: run
 
 bench-train: dev d3rlpy-env ## the learner against d3rlpy, on 1 and 2 threads: runs/bench-train/summary.json
 	$(BIN)/python -m benchmarks.train
+
+bench-train-cuda: dev ## the learner on a CUDA device, 50 M transitions resident: runs/bench-train-cuda/summary.json
+	$(BIN)/python -m benchmarks.train_cuda
 
 bench-score: java dev ## scoring against MLflow's spark_udf, 5 M users: runs/bench-score/summary.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.score bench

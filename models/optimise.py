@@ -27,8 +27,8 @@ def counted(steps: int, title: str, progress: bool) -> Iterator[int]:
 
 SLICE = 4096
 """Numbers that a multiprocessor of a CUDA device updates in one go, at least."""
-SLICES = 256
-"""About as many as it has multiprocessors, twice over."""
+SLICES = 32
+"""About as many tensors as PyTorch's kernels for lists take at once; more would be launched one after another."""
 
 
 class Descent:
