@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from models.contract import HOLD, UNITS, Contract
 from models.errors import InputError
-from models.rewards.network import NetworkConfig
+from models.rewards.settings import LoopConfig, NetworkConfig
 from models.sweep import SweepConfig
 from models.training import TrainConfig
 from pipelines.etl.schemas import COLUMN_REWARD
@@ -222,6 +222,8 @@ class Learned(Section):
     """Of each learned reward the version that is used; the newest where it is not named."""
     network: NetworkConfig = Field(default_factory=NetworkConfig)
     """How a network learns from preferences."""
+    loop: LoopConfig = Field(default_factory=LoopConfig)
+    """How `tactful rewards loop` goes on from round to round."""
 
 
 class Score(Section):

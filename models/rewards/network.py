@@ -8,8 +8,8 @@ the losses of models/rewards/questions.py. Members differ by their first paramet
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from models.errors import InputError
 from models.network import Population, initial, predicted
 from models.rewards.answers import Answers
 from models.rewards.questions import Compared, Questions, inputs_of, questions_of
+from models.rewards.settings import NetworkConfig
 from models.rewards.store import Stored
 from models.rewards.weeks import Weeks
 from models.table import Transitions
@@ -30,48 +31,6 @@ FEWEST = 20
 BINS = 5
 """Of the calibration table."""
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """[learned.network] of a configuration."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    members: int = 5
-    """P, each with a bootstrap of the answers and first parameters of its own."""
-    hidden: tuple[int, ...] = (32,)
-    """Units per hidden layer."""
-    steps: int = 400
-    """Updates at most, each over all answers."""
-    learning_rate: float = 3e-3
-    """Of Adam."""
-    weight_decay: float = 0.1
-    """Decoupled (Loshchilov and Hutter 2019): an update shrinks parameters by the share learning_rate times it."""
-    held_out: float = 0.2
-    """Share of the answers that no member learns from: they stop the learning, and say how well it does."""
-    patience: int = 10
-    """Checks on the held-out answers, one every ten updates, without a better one before the learning stops."""
-    raters: dict[str, float] = field(default_factory=dict)
-    """Weight of each rater's answers; 1 where none is given."""
-
-    def __post_init__(self) -> None:
-        for name in ("members", "steps", "patience"):
-            if getattr(self, name) < 1:
-                raise InputError(f"learned.network.{name} is {getattr(self, name)}; it must be 1 or more.")
-        if not self.hidden or min(self.hidden) < 1:
-            raise InputError(
-                f"learned.network.hidden is {list(self.hidden)}; give one or more layers of 1 or more units."
-            )
-        if not self.learning_rate > 0:
-            raise InputError(f"learned.network.learning_rate is {self.learning_rate}; it must be above 0.")
-        if not self.weight_decay >= 0:
-            raise InputError(f"learned.network.weight_decay is {self.weight_decay}; it must be 0 or more.")
-        if not 0 < self.held_out < 1:
-            raise InputError(f"learned.network.held_out is {self.held_out}; it must lie between 0 and 1.")
-        for rater, weight in self.raters.items():
-            if not weight >= 0:
-                raise InputError(f"learned.network.raters.{rater} is {weight}; it must be 0 or more.")
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from models.errors import InputError
 from models.network import initial
 from models.rewards import network
 from models.rewards.answers import Answers, Pair, Ranking
-from models.rewards.network import NetworkConfig, component, disagreement, fit, member_returns
+from models.rewards.network import component, disagreement, fit, member_returns
 from models.rewards.questions import Questions
+from models.rewards.settings import NetworkConfig
 from models.rewards.store import add, read
 from models.rewards.weeks import weeks_of
 
