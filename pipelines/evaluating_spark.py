@@ -114,6 +114,7 @@ def evaluate_by_spark(
     alone: str | None = None,
     fit: FitNetwork | None = None,
     along: Mapping[str, float] | None = None,
+    returns: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
     """What `policies.evaluate.evaluate` returns, of all rows of `log`.
 
@@ -130,7 +131,7 @@ def evaluate_by_spark(
     job = Job(plan, packed, fitted, config.etl.buckets, str(config.transitions_path), log.version)
     found, answers = tallied_by_spark(log.rows, job)
     held = part_of(sample, plan, asked, fitted, [0])
-    return evaluation(plan, policies, tried, found, answers, held, along)
+    return evaluation(plan, policies, tried, found, answers, held, along, returns)
 
 
 def tallied_by_spark(rows: DataFrame, job: Job) -> tuple[LogTally, Answers]:
