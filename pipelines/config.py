@@ -398,6 +398,7 @@ class Config(Section):
         names = self.contract.rewards
         named: list[tuple[str, Iterable[str]]] = [
             ("train.weights", self.train.weights if self.train else ()),
+            ("gate.return_weights", self.gate.return_weights),
             ("gate.metrics", self.gate.metrics),
             ("evaluate.most_per_decision", self.evaluate.most_per_decision),
         ]

@@ -22,6 +22,7 @@ from models.rewards.answers import Answers
 from models.rewards.questions import Compared, Questions, inputs_of, questions_of
 from models.rewards.settings import NetworkConfig
 from models.rewards.store import Stored
+from models.rewards.support import Support, seen_rows
 from models.rewards.weeks import Weeks
 from models.table import Transitions
 
@@ -77,6 +78,7 @@ def fit(logs: Sequence[Compared], answers: Answers, config: NetworkConfig, seed:
         "number": {"pairs": len(answers.pairs), "rankings": len(answers.rankings), "raters": len(answers.raters)},
         "steps": steps,
         "settings": asdict(config),
+        "support": Support.of([(each, seen_rows(each, weeks, names_in(answers))) for each, weeks in logs]).plain(),
         **held_out(held, returns),
     }
     return Fitted(facts, dict(standardised.state_dict()))
@@ -131,6 +133,12 @@ def answers_hash(answers: Answers) -> str:
     """SHA-256 of everything that was said, in order."""
     said = json.dumps([[vars(each) for each in answers.pairs], [vars(each) for each in answers.rankings]])
     return hashlib.sha256(said.encode()).hexdigest()
+
+
+def names_in(answers: Answers) -> set[str]:
+    """The user-weeks that raters saw."""
+    pairs = {name for each in answers.pairs for name in (each.left, each.right)}
+    return pairs | {name for each in answers.rankings for name in each.order}
 
 
 def check_answers(answers: Answers, config: NetworkConfig) -> None:
