@@ -23,11 +23,11 @@ first-order bias of w and keeps it finite where the answers are perfectly consis
 others shrink what is asked of each rater.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from models.rewards.choices import Choices
 
@@ -81,7 +81,7 @@ class Model:
     def reliabilities(self) -> slice:
         return slice(self.weights + 1 + self.raters, self.size)
 
-    @property
+    @functools.cached_property
     def free(self) -> Matrix:
         """[P, F] orthonormal basis of what is fitted: identified w and tau, sides of those who compared two, and
         log reliabilities whose mean over the answers is 0."""
@@ -114,17 +114,18 @@ class Model:
         side = theta[self.sides][rater, None]
         score = beta * (each.features @ theta[: self.weights]) + side * each.side + theta[self.weights] * each.tie
         score = np.where(each.there, score, -np.inf)
-        found: Matrix = score - logsumexp(score, axis=1, keepdims=True)
+        score -= score.max(axis=1, keepdims=True)
+        found: Matrix = score - np.log(np.exp(score).sum(axis=1, keepdims=True))
         return found
 
-    @property
+    @functools.cached_property
     def _places(self) -> NDArray[np.int64]:
         """[R, K + 3] where w, tau, b_r and log beta_r of each rater are in theta: all that a choice depends on."""
         shared = np.tile(np.arange(self.weights + 1), (self.raters, 1))
         own = np.arange(self.raters)[:, None] + [self.sides.start, self.reliabilities.start]
         return np.hstack([shared, own])
 
-    @property
+    @functools.cached_property
     def _precision(self) -> Vector:
         found = np.zeros(self.size)
         found[self.sides], found[self.reliabilities] = self.side_sd**-2, self.reliability_sd**-2
@@ -172,9 +173,10 @@ class Model:
         linear in (all but the reliabilities) are
 
             1/2 sum p_a h_a c_a,
-            1/2 sum p_a h_a (c_a c_a' - V) - sum V I^-1 V - 1/2 [tr(I^-1 I_q I^-1 I_l)]_ql,   I_q = sum p_a c_a c_a' c_aq;
+            1/2 sum p_a h_a (c_a c_a' - V) - sum V I^-1 V - 1/2 [tr(I^-1 I_q I^-1 I_l)]_ql,
 
-        a reliability scales the derivatives of w as well, so that its first gains sum p_a (I^-1 c_a)_w . (c_a)_w.
+        I_q = sum p_a c_a c_a' c_aq; a reliability scales the derivatives of w as well, so that its first gains
+        sum p_a (I^-1 c_a)_w . (c_a)_w.
         """
         each, rows, k, precision = self.choices, np.arange(len(self.choices.rater)), self.weights, self._precision
         log_weight = self.log_probabilities(theta)
@@ -186,7 +188,11 @@ class Model:
         curvature = information + np.diag(precision)
         # The score is a product of beta_r and w: its own second derivatives.
         own = np.zeros_like(spread)
-        own[:, :k, k + 2], own[:, k + 2, :k], own[:, k + 2, k + 2] = residual[:, :k], residual[:, :k], residual[:, k + 2]
+        own[:, :k, k + 2], own[:, k + 2, :k], own[:, k + 2, k + 2] = (
+            residual[:, :k],
+            residual[:, :k],
+            residual[:, k + 2],
+        )
         curvature -= self._squared(own)
         top = self.identified.T @ information[: k + 1, : k + 1] @ self.identified
         sign, log_det = np.linalg.slogdet(top)
@@ -224,7 +230,8 @@ def maximise(model: Model, start: Vector, basis: Matrix) -> Vector:
     """The theta of largest value within start + span(basis [P, F]), by Newton's method.
 
     Second derivatives are exact, but for those of the Jeffreys prior by reliabilities; where they are not positive
-    definite their absolute values are taken, and steps are halved until the value rises. Raises ArithmeticError where that comes to no end.
+    definite their absolute values are taken, and steps are halved until the value rises. Raises ArithmeticError where
+    that comes to no end.
     """
     theta, here = start, model.at(start)
     for _ in range(STEPS):

@@ -8,7 +8,6 @@ ask next in active.py.
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from models.rewards.answers import SIDES, Answers
 from models.rewards.bradley_terry import Model, maximise
 from models.rewards.choices import TIE, Choices, Compared, choices_of, compared
 from models.rewards.intervals import Ratio, profile, ratio
+from models.rewards.preference_config import PreferenceConfig
 from models.rewards.raters import Rater, Split, Together, nothing_left, raters_of, splits, together
 from models.rewards.weeks import Weeks
 
@@ -26,39 +26,6 @@ __all__ = ["Fitted", "PreferenceConfig", "Ratio", "choose", "fit", "random_pairs
 
 SMALLEST = 1e-9
 """Singular value, of differences in standard deviations, below which they do not tell a direction."""
-
-
-@dataclass(frozen=True)
-class PreferenceConfig:
-    """[learned.preference] of a configuration."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    components: tuple[str, ...] = ()
-    """Reward components that get a weight; all where none is named."""
-    unit: str = ""
-    """Component that trade-offs are told in; the one whose weight is most certain where none is named."""
-    confidence: float = 0.95
-    """Of intervals."""
-    folds: int = 5
-    """Parts that the pairs of user-weeks are cut into: each is held out once, and predicted from the others."""
-    side_sd: float = 1.0
-    """Standard deviation over raters of the log odds of `left` between equals: what a side bias is shrunk by."""
-    reliability_sd: float = 0.5
-    """Standard deviation over raters of their log reliability: what a rater of few answers is shrunk by."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.confidence < 1:
-            raise InputError(f"learned.preference.confidence is {self.confidence}; it must lie between 0 and 1.")
-        if self.folds < 2:
-            raise InputError(f"learned.preference.folds is {self.folds}; two parts or more are needed.")
-        for name in ("side_sd", "reliability_sd"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"learned.preference.{name} is {getattr(self, name)}; it must be above 0.")
-        if self.components and self.unit and self.unit not in self.components:
-            raise InputError(
-                f"learned.preference.unit is {self.unit!r}, none of learned.preference.components; choose one of them."
-            )
 
 
 @dataclass(frozen=True)
@@ -108,17 +75,13 @@ def fit(
 ) -> Fitted:
     """Weights of the components among `rewards`, the columns of weeks.totals, from what raters said of `weeks`.
 
-    `intervals=False` leaves out intervals and ratios, which take most of the time. Raises InputError where a component
-    is unknown, answers name unknown weeks, are too few, all on one side, all ties, or cancel one another, and where
-    they cannot tell a component's weight.
+    `intervals=False` leaves out intervals and ratios, which take most of the time. Raises InputError as `columns_of`
+    does, where answers name unknown weeks, are too few, all on one side, all ties, or cancel one another, and where they
+    cannot tell a component's weight.
     """
     config = config or PreferenceConfig()
-    components = config.components or rewards
-    columns = _columns(components, rewards)
-    if config.unit and config.unit not in components:
-        raise InputError(
-            f"learned.preference.unit is {config.unit!r}; the components are {', '.join(components)}: name one."
-        )
+    columns = columns_of(config, rewards)
+    components = tuple(rewards[column] for column in columns)
     pairs = compared(weeks, answers)
     choices = choices_of(weeks, columns, answers)
     check(pairs, answers, choices, components)
@@ -129,11 +92,17 @@ def fit(
     return _fitted(weeks, answers, pairs, config, components, columns, scale, model, theta, intervals)
 
 
-def _columns(components: tuple[str, ...], rewards: tuple[str, ...]) -> NDArray[np.int64]:
+def columns_of(config: PreferenceConfig, rewards: tuple[str, ...]) -> NDArray[np.int64]:
+    """[K] places among `rewards` of the components that get a weight. Raises InputError naming one that is unknown."""
+    components = config.components or rewards
     unknown = [name for name in components if name not in rewards]
     if unknown:
         raise InputError(
             f"learned.preference.components: {unknown[0]!r} is no reward component; there are {', '.join(rewards)}."
+        )
+    if config.unit and config.unit not in components:
+        raise InputError(
+            f"learned.preference.unit is {config.unit!r}; the components are {', '.join(components)}: name one."
         )
     return np.array([rewards.index(name) for name in components], dtype=np.int64)
 
@@ -202,14 +171,17 @@ def scale_of(choices: Choices) -> NDArray[np.float64]:
 
 def model_of(choices: Choices, scale: NDArray[np.float64], raters: int, config: PreferenceConfig) -> Model:
     """The likelihood of `choices`, their features in units of `scale` [K]."""
-    scaled = replace(choices, features=choices.features / scale)
+    rows = np.arange(len(choices.chosen))
+    ties = bool((choices.tie[rows, choices.chosen] > 0).any())
+    # Where nobody tied, tau is -infinity.
+    there = choices.there if ties else choices.there & (choices.tie == 0)
+    scaled = replace(choices, features=choices.features / scale, there=there)
     values, directions = np.linalg.svd(scaled.differences, full_matrices=True)[1:]
-    rows = directions[: len(values)][values > SMALLEST * max(float(values.max(initial=0.0)), 1e-300)]
-    ties = bool((choices.tie[np.arange(len(choices.chosen)), choices.chosen] > 0).any())
+    told = directions[: len(values)][values > SMALLEST * max(float(values.max(initial=0.0)), 1e-300)]
     size = choices.features.shape[2]
-    identified = np.zeros((size + 1, len(rows) + ties))
-    identified[:size, : len(rows)] = rows.T
-    identified[size, len(rows) :] = 1.0
+    identified = np.zeros((size + 1, len(told) + ties))
+    identified[:size, : len(told)] = told.T
+    identified[size, len(told) :] = 1.0
     return Model(scaled, raters, config.side_sd, config.reliability_sd, identified)
 
 
