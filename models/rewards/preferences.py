@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import InputError
-from models.rewards.active import choose, random_pairs
+from models.rewards.active import Known, choose, known, random_pairs
 from models.rewards.answers import SIDES, Answers
 from models.rewards.bradley_terry import Model, maximise
 from models.rewards.choices import TIE, Choices, Compared, choices_of, compared
@@ -22,28 +22,18 @@ from models.rewards.preference_config import PreferenceConfig
 from models.rewards.raters import Rater, Split, Together, nothing_left, raters_of, splits, together
 from models.rewards.weeks import Weeks
 
-__all__ = ["Fitted", "PreferenceConfig", "Ratio", "choose", "fit", "random_pairs"]
+__all__ = ["Fitted", "Known", "PreferenceConfig", "Ratio", "choose", "fit", "known", "random_pairs"]
 
 SMALLEST = 1e-9
 """Singular value, of differences in standard deviations, below which they do not tell a direction."""
 
 
 @dataclass(frozen=True)
-class Fitted:
+class Fitted(Known):
     """What was learned: K components, R raters; weights per raw unit on the scale of the typical rater's noise."""
 
-    components: tuple[str, ...]
-    """[K]"""
-    columns: NDArray[np.int64]
-    """[K] their places in the totals of a user-week."""
-    scale: NDArray[np.float64]
-    """[K] root mean square of the differences compared: the unit in which the weights were fitted."""
-    weights: NDArray[np.float64]
-    """[K]"""
     intervals: NDArray[np.float64]
-    """[K, 2] by the profile likelihood; NaN where they were not asked for."""
-    covariance: NDArray[np.float64]
-    """[K, K] of the weights: inverse curvature at the maximum, all else fitted along."""
+    """[K, 2] of the weights by the profile likelihood; NaN where they were not asked for."""
     tie: float
     """nu of Davidson: a tie's odds against either answer between equals are nu to 1; 0 where nobody tied."""
     raters: tuple[Rater, ...]
@@ -60,11 +50,6 @@ class Fitted:
     theta: NDArray[np.float64]
     """[P] the maximum, in the model's own units."""
 
-    def utility(self, weeks: Weeks) -> NDArray[np.float64]:
-        """[W] w.phi of every week."""
-        found: NDArray[np.float64] = weeks.totals[:, self.columns] @ self.weights
-        return found
-
 
 def fit(
     weeks: Weeks,
@@ -76,8 +61,8 @@ def fit(
     """Weights of the components among `rewards`, the columns of weeks.totals, from what raters said of `weeks`.
 
     `intervals=False` leaves out intervals and ratios, which take most of the time. Raises InputError as `columns_of`
-    does, where answers name unknown weeks, are too few, all on one side, all ties, or cancel one another, and where they
-    cannot tell a component's weight.
+    does, where answers name unknown weeks, are too few, all on one side, all ties, or cancel one another, and where
+    they cannot tell a component's weight.
     """
     config = config or PreferenceConfig()
     columns = columns_of(config, rewards)
