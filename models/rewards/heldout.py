@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from models.errors import InputError
 from models.rewards.answers import Answers
 from models.rewards.bradley_terry import Model, maximise
 from models.rewards.choices import LEFT, TIE, Choices, choices_of, compared
@@ -91,21 +90,18 @@ class HeldOut:
         return sum(n * abs(said - seen) for said, seen, n in parts) / sum(n for _, _, n in parts)
 
 
-def hold_out(weeks: Weeks, rewards: tuple[str, ...], answers: Answers, config: PreferenceConfig, seed: int) -> HeldOut:
-    """Every decided comparison predicted from the folds it is not in.
-
-    Raises InputError where no two groups are apart, so that none can be held out.
-    """
+def hold_out(
+    weeks: Weeks, rewards: tuple[str, ...], answers: Answers, config: PreferenceConfig, seed: int
+) -> HeldOut | None:
+    """Every decided comparison predicted from the folds it is not in; None where no two groups are apart, so that none
+    can be held out."""
     columns = columns_of(config, rewards)
     choices = choices_of(weeks, columns, answers)
     decided, totals = decisions(weeks, answers, choices), weeks.totals[:, columns]
     groups = int(choices.group.max()) + 1
     folds = min(config.folds, groups)
     if folds < 2 or not len(decided.won):
-        raise InputError(
-            "preferences: all answers are linked by rankings of the same user-weeks, so that none can be held out; ask "
-            "of other weeks too."
-        )
+        return None
     fold = np.random.default_rng(seed).permutation(groups) % folds
     predicted, by_side = np.full(len(decided.won), 0.5), np.full(len(decided.won), 0.5)
     for each in range(folds):
