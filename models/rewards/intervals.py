@@ -78,7 +78,7 @@ def profile(model: Model, best: Vector, place: int, confidence: float) -> tuple[
             wanted = found
         else:
             raise ArithmeticError(f"preferences: no end of the interval of parameter {place} within {ROUNDS} rounds.")
-        ends.append(wanted)
+        ends.append(float(wanted))
     return ends[0], ends[1]
 
 

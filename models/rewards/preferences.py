@@ -7,6 +7,7 @@ ask next in active.py.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -57,12 +58,13 @@ def fit(
     answers: Answers,
     config: PreferenceConfig | None = None,
     intervals: bool = True,
+    trade_offs: bool = True,
 ) -> Fitted:
     """Weights of the components among `rewards`, the columns of weeks.totals, from what raters said of `weeks`.
 
-    `intervals=False` leaves out intervals and ratios, which take most of the time. Raises InputError as `columns_of`
-    does, where answers name unknown weeks, are too few, all on one side, all ties, or cancel one another, and where
-    they cannot tell a component's weight.
+    `intervals=False` leaves out all intervals and ratios, `trade_offs=False` all but the weights': they take most of
+    the time. Raises InputError as `columns_of` does, where answers name unknown weeks, are too few, all on one side,
+    all ties, or cancel one another, and where they cannot tell a component's weight.
     """
     config = config or PreferenceConfig()
     columns = columns_of(config, rewards)
@@ -74,7 +76,68 @@ def fit(
     model = model_of(choices, scale, len(answers.raters), config)
     _check_identified(choices.differences / scale, components)
     theta = maximise(model, np.zeros(model.size), model.free)
-    return _fitted(weeks, answers, pairs, config, components, columns, scale, model, theta, intervals)
+    size, cover = len(components), model.covariance(theta)
+    weights = theta[:size] / scale
+    unit = config.unit or components[int(np.argmax(np.abs(theta[:size]) / np.sqrt(np.diag(cover)[:size])))]
+    utility = weeks.totals[:, columns] @ weights
+    return Fitted(
+        components=components,
+        columns=columns,
+        scale=scale,
+        weights=weights,
+        covariance=cover[:size, :size] / np.outer(scale, scale),
+        intervals=_ends(model, theta, config, range(size), intervals) / scale[:, None],
+        tie=math.exp(theta[size]) if model.ties else 0.0,
+        raters=_raters(pairs, answers, config, model, theta, utility, intervals and trade_offs),
+        splits=splits(pairs, utility, weeks.id),
+        together=together(pairs, answers.raters),
+        unit=unit,
+        ratios=_ratios(model, theta, config, components, scale, unit) if intervals and trade_offs else {},
+        log_likelihood=model.log_likelihood(theta),
+        model=model,
+        theta=theta,
+    )
+
+
+def _ends(
+    model: Model, theta: NDArray[np.float64], config: PreferenceConfig, places: Iterable[int], wanted: bool
+) -> NDArray[np.float64]:
+    """[., 2] ends of the intervals of the parameters at `places`, NaN where they are not wanted."""
+    found = [profile(model, theta, place, config.confidence) if wanted else (math.nan, math.nan) for place in places]
+    return np.array(found)
+
+
+def _ratios(
+    model: Model,
+    theta: NDArray[np.float64],
+    config: PreferenceConfig,
+    components: tuple[str, ...],
+    scale: NDArray[np.float64],
+    unit: str,
+) -> dict[str, Ratio]:
+    under = components.index(unit)
+    return {
+        name: ratio(model, theta, over, under, config.confidence).times(float(scale[under] / scale[over]))
+        for over, name in enumerate(components)
+        if over != under
+    }
+
+
+def _raters(
+    pairs: Compared,
+    answers: Answers,
+    config: PreferenceConfig,
+    model: Model,
+    theta: NDArray[np.float64],
+    utility: NDArray[np.float64],
+    intervals: bool,
+) -> tuple[Rater, ...]:
+    names, sides = answers.raters, {}
+    for code in np.unique(pairs.rater).tolist() if intervals else []:
+        sides[code] = profile(model, theta, model.sides.start + code, config.confidence)
+    ranked = np.bincount([names.index(each.rater) for each in answers.rankings], minlength=len(names))
+    ends = [sides.get(code) for code in range(len(names))]
+    return raters_of(pairs, utility, names, ranked, np.exp(theta[model.reliabilities]), theta[model.sides], ends)
 
 
 def columns_of(config: PreferenceConfig, rewards: tuple[str, ...]) -> NDArray[np.int64]:
@@ -168,53 +231,3 @@ def model_of(choices: Choices, scale: NDArray[np.float64], raters: int, config: 
     identified[:size, : len(told)] = told.T
     identified[size, len(told) :] = 1.0
     return Model(scaled, raters, config.side_sd, config.reliability_sd, identified)
-
-
-def _fitted(
-    weeks: Weeks,
-    answers: Answers,
-    pairs: Compared,
-    config: PreferenceConfig,
-    components: tuple[str, ...],
-    columns: NDArray[np.int64],
-    scale: NDArray[np.float64],
-    model: Model,
-    theta: NDArray[np.float64],
-    intervals: bool,
-) -> Fitted:
-    size, names = len(components), answers.raters
-    cover = model.covariance(theta)
-    weights = theta[:size] / scale
-    ends = np.full((size, 2), np.nan)
-    unit = config.unit or components[int(np.argmax(np.abs(theta[:size]) / np.sqrt(np.diag(cover)[:size])))]
-    ratios = {}
-    sides: list[tuple[float, float] | None] = [None] * len(names)
-    if intervals:
-        ends = np.array([profile(model, theta, place, config.confidence) for place in range(size)]) / scale[:, None]
-        under = components.index(unit)
-        for over, name in enumerate(components):
-            if over != under:
-                found = ratio(model, theta, over, under, config.confidence)
-                ratios[name] = found.times(float(scale[under] / scale[over]))
-        for rater in np.unique(pairs.rater):
-            sides[rater] = profile(model, theta, model.sides.start + int(rater), config.confidence)
-    utility = weeks.totals[:, columns] @ weights
-    ranked = np.bincount([names.index(each.rater) for each in answers.rankings], minlength=len(names))
-    raters = raters_of(pairs, utility, names, ranked, np.exp(theta[model.reliabilities]), theta[model.sides], sides)
-    return Fitted(
-        components=components,
-        columns=columns,
-        scale=scale,
-        weights=weights,
-        intervals=ends,
-        covariance=cover[:size, :size] / np.outer(scale, scale),
-        tie=math.exp(theta[size]) if model.ties else 0.0,
-        raters=raters,
-        splits=splits(pairs, utility, weeks.id),
-        together=together(pairs, names),
-        unit=unit,
-        ratios=ratios,
-        log_likelihood=model.log_likelihood(theta),
-        model=model,
-        theta=theta,
-    )
