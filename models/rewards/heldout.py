@@ -46,7 +46,7 @@ class HeldOut:
     predicted: NDArray[np.float64]
     """[M] P(left | decided)."""
     by_side: NDArray[np.float64]
-    """[M] the same of a model that knows how often each side was chosen, and nothing of the weeks."""
+    """[M] the same of a model that knows how often each rater chooses each side, and nothing of the weeks."""
     folds: int
 
     def accuracy(self) -> float:
@@ -111,9 +111,19 @@ def hold_out(
         gap = (totals[decided.left] - totals[decided.right]) @ theta[: len(columns)]
         predicted[test] = expit(beta * gap + side * decided.shown)[test]
         kept = decided.shown & ~test
-        # A half of each, so that a fold of one side alone is not certain.
-        by_side[test & decided.shown] = (decided.won[kept].sum() + 0.5) / (kept.sum() + 1)
+        by_side[test & decided.shown] = _side_of_rater(decided, kept)[decided.rater[test & decided.shown]]
     return HeldOut(decided, predicted, by_side, folds)
+
+
+def _side_of_rater(decided: Decided, kept: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """[R] how often each rater chooses the left one, by the pairs marked in `kept` [M]: shrunk by two answers towards
+    the share of all, and that by one towards a half, so that nothing is certain."""
+    size = int(decided.rater.max()) + 1
+    count = np.bincount(decided.rater[kept], minlength=size)
+    left = np.bincount(decided.rater[kept], decided.won[kept], minlength=size)
+    share = (left.sum() + 0.5) / (count.sum() + 1)
+    found: NDArray[np.float64] = (left + 2 * share) / (count + 2)
+    return found
 
 
 def _learned(choices: Choices, raters: int, config: PreferenceConfig) -> tuple[Model, NDArray[np.float64]]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from pipelines.report.text import MISSING, Range, fixed, percent, short
@@ -47,7 +48,7 @@ def _raters(facts: Mapping[str, Any]) -> Table:
         low, high = each["side_interval"] or (None, None)
         side, ends = Range(each["side"] if each["side_interval"] else None, low, high).texts(sign=True)
         table.add_row(
-            each["name"],
+            escape(each["name"]),
             str(each["pairs"]),
             f"{each['left']} / {each['ties']} / {each['right']}",
             fixed(each["reliability"], 2),
@@ -68,4 +69,4 @@ def _sentences(facts: Mapping[str, Any]) -> list[str]:
             f"({percent(low, 1)} to {percent(high, 1)}), by the side alone {percent(found['accuracy_by_side'], 1)}, "
             f"by chance 50%; log loss {fixed(found['log_loss'], 3)}, by chance 0.693."
         ]
-    return said + list(facts["not_learned"])
+    return said + [escape(each) for each in facts["not_learned"]]
