@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from models.contract import HOLD, UNITS, Contract
 from models.errors import InputError
+from models.rewards.preference_config import PreferenceConfig
 from models.rewards.settings import LoopConfig, NetworkConfig
 from models.sweep import SweepConfig
 from models.training import TrainConfig
@@ -225,6 +226,8 @@ class Learned(Section):
     """How a network learns from preferences."""
     loop: LoopConfig = Field(default_factory=LoopConfig)
     """How `tactful rewards loop` goes on from round to round."""
+    preference: PreferenceConfig = PreferenceConfig()
+    """How weights are learned from answers."""
 
 
 class Score(Section):

@@ -4,7 +4,7 @@ What is kept in RUN_DIR/rewards/NAME/:
 
 | file                   | what |
 |------------------------|------|
-| loop.json              | how the loop was begun, and of every round what is done: asked, answers, fitted, trained, evaluated |
+| loop.json              | how the loop was begun, and of every round what is done |
 | answers/round-001.jsonl| answers of a round; of several raters round-001-ann.jsonl, ... |
 | round-001.html         | the page of a round, where a person answers |
 | rounds/001/            | the policy of a round, in a simulated world |
@@ -58,8 +58,8 @@ class Loop:
         other = [key for key, value in begun.items() if there.get(key) != value]
         if other:
             raise InputError(
-                f"{path}: the loop was begun with {other[0]} = {there.get(other[0])}, now it is {begun[other[0]]}; go on "
-                "as it was begun, or choose another name."
+                f"{path}: the loop was begun with {other[0]} = {there.get(other[0])}, now it is {begun[other[0]]}; "
+                "go on as it was begun, or choose another name."
             )
         return cls(folder, begun, rounds)
 
@@ -101,7 +101,7 @@ def simulated(config: Config) -> bool:
 
 
 def run_loop(config: Config, name: str, rounds: int, pairs: int, config_path: Path) -> list[dict[str, Any]]:
-    """Go through `rounds` rounds of `pairs` new pairs each, from where an earlier call left off; what every round found.
+    """Go through `rounds` rounds of `pairs` new pairs each, from where an earlier call left off; what each found.
 
     Raises AnswersNeeded (exit code 2) with what to do next where a person has to answer, and InputError where the
     configuration cannot be looped.
