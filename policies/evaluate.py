@@ -253,11 +253,14 @@ def _described(study: Study, rows: str, key: Key, judged: bool) -> dict[str, Any
         return found
     diagnosed["ess_if_explored"] = facts["explored"].ess()
     shown = {name: metrics for name, metrics in answer.estimates.items() if name not in withheld}
-    if study.returns and gate.estimator in shown:
-        found["returns"] = {
-            name: plan.levels.difference(_weighted(shown[gate.estimator], weights), _weighted(answer.logged, weights))
+    if study.returns and gate.estimator in answer.estimates:
+        weighed = {
+            name: plan.levels.difference(
+                _weighted(answer.estimates[gate.estimator], weights), _weighted(answer.logged, weights)
+            )
             for name, weights in study.returns.items()
         }
+        found["returns"] = _nulls(weighed) if gate.estimator in withheld else weighed
     if gate.estimator in shown:
         found["disagreement"] = disagreement(shown, answer.logged, gate.estimator, plan.config.per)
         found["segments"] = {

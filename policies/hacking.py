@@ -64,7 +64,7 @@ def side_by_side(
     rewards, which are not written by hand.
     """
     estimates, returns = policy["estimates"][config.estimator], policy.get("returns", {})
-    mine = returns[name] if name in returns else estimates[name]["difference"]
+    mine = returns[name] if name in returns else estimates.get(name, {}).get("difference", {})
     written = {
         metric: _gain(estimates[metric]["difference"], guarded.direction == "up")
         for metric, guarded in config.metrics.items()

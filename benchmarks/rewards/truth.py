@@ -1,9 +1,10 @@
 """What share of the truth's gain a learned reward brings: `gain_of_truth`.
 
-Per seed one simulated log, one rater with a hidden utility u of user-weeks, 200 noisy answers, and three policies
-learned alike (same log, first parameters and minibatches) from three rewards: the hidden utility itself, the weights
-learned from the answers, and the network learned from the same answers. Each acts alone in the same world of other
-users; gain(pi) = u(pi) - u(logging) per user-week, on the same luck. Stated beforehand:
+Per seed one simulated log, one rater with a hidden utility u of user-weeks, 200 noisy answers, and policies learned
+alike (same log, first parameters and minibatches; LEARNERS of each, whose gains are averaged) from three rewards: the
+hidden utility itself, the weights learned from the answers, and the network learned from the same answers. Each acts
+alone in the same world of other users; gain(pi) = u(pi) - u(logging) per user-week, on the same luck. Stated
+beforehand:
 
 - the share is rho = mean gain(learned) / mean gain(truth) over seeds, its 95% interval Fieller's, which is paired;
 - the bar is rho >= 0.8 by the estimate; `margin` is the mean of gain(learned) - 0.8 gain(truth) over seeds, with its
@@ -48,9 +49,12 @@ HIDDEN = {"clicks": 3.0, "visits": 0.1, "weekly_active_days": 0.5, "sends": -0.2
 """The rater's utility per raw unit, on the scale of the rater's own noise. Chosen, before any reward was learned, as
 one under which the policy learned from it gains clearly and sends about half of what the log did: where never sending
 is best, nearly any weights find it."""
+CONFIG = Path("configs/improves.toml")
 BAR = 0.8
 ROUND = 50
 """Answers between two fits: the first are about random pairs, the others about those that tell most."""
+LEARNER, LEARNERS = Learner(alpha=0.1), 2
+"""Double DQN with a little of the CQL penalty: a single Double DQN falls silent on some seeds, whatever its reward."""
 TRUTH, WEIGHTS, NETWORK = "truth", "weights", "network"
 FORMS = (WEIGHTS, NETWORK)
 SEED, TRUTH_SEED = 40_000, 1_000_003
@@ -61,22 +65,31 @@ class Size:
     """How large the part is."""
 
     seeds: int = 10
-    users: int = 5000
-    truth_users: int = 5000
+    users: int = 6000
+    truth_users: int = 4000
     steps: int = 1500
     answers: int = 200
 
     def source(self, config: Path) -> Source:
         return Source(config).but(
-            simulate__users=self.users, simulate__truth_users=self.truth_users, train__steps=self.steps
+            simulate__users=self.users,
+            simulate__truth_users=self.truth_users,
+            train__steps=self.steps,
+            etl__split="[0.8, 0.1, 0.1]",
         )
 
 
-def part(seed: int, parts: Parts, config: Path, size: Size) -> dict[str, Any]:
-    """The gains of every seed and what they come to; plain JSON."""
-    work = [Part(f"truth/{number}", one, (size.source(config), size.answers, seed + SEED + number))
-            for number in range(size.seeds)]  # fmt: skip
-    return summary(parts("gain of truth", work)) | {"size": vars(size) | {"hidden": HIDDEN}}
+def part(seed: int, workers: int, out: Path, config: Path = CONFIG, size: Size | None = None) -> dict[str, Any]:
+    """The gains of every seed and what they come to; what is done lies in OUT/parts, from which a killed run goes on."""
+    size = size or Size()
+    settings = {"part": "truth", "seed": seed, "size": vars(size), "hidden": HIDDEN, "learner": vars(LEARNER)}
+    parts = Parts.of(out / "parts", json.loads(json.dumps(settings)), workers, Console())
+    work = [
+        Part(f"truth/{number}", one, (size.source(config), size.answers, seed + SEED + number))
+        for number in range(size.seeds)
+    ]
+    found = summary(parts("gain of truth", work))
+    return {**found, "truth_size": {**vars(size), "hidden": HIDDEN}}
 
 
 def one(source: Source, number: int, seed: int) -> dict[str, Any]:
@@ -91,7 +104,7 @@ def one(source: Source, number: int, seed: int) -> dict[str, Any]:
     acting = policies(extended, here.config.learning, rewards, seed)
     base = _totals(here, seed, None)
     return {
-        "gains": {name: _gain(here, seed, policy, base) for name, policy in acting.items()},
+        "gains": {name: _gain(here, seed, several, base) for name, several in acting.items()},
         "logging": compared(base, base, "utility")["value"],
         "weights": weights,
         "accuracy": fitted.facts["accuracy"],
@@ -126,26 +139,25 @@ def asked(table: Transitions, weeks: Weeks, number: int, rng: np.random.Generato
 
 def policies(
     table: Transitions, training: TrainConfig, rewards: Mapping[str, Mapping[str, float]], seed: int
-) -> dict[str, Policy]:
-    """A policy from each of `rewards` (weights per raw unit of a component), learned alike, at its last update.
+) -> dict[str, list[Policy]]:
+    """Policies from each of `rewards` (weights per raw unit of a component), learned alike, at their last update.
 
     A component that never happened to a training user has nothing to be learned about it and weighs nothing.
     """
     varies = np.ptp(table.reward[rows_of(table, "train").all], axis=0) > 0
     there = {name for name, some in zip(table.contract.rewards, varies, strict=True) if some}
-    base = Learner(kind="ddqn")
     learners: dict[str, float | Learner] = {
-        name: replace(base, weights={key: weight for key, weight in weights.items() if key in there})
+        name: replace(LEARNER, weights={key: weight for key, weight in weights.items() if key in there})
         for name, weights in rewards.items()
     }
-    run = prepare(table, replace(training, learners=learners, seeds=1), seed, progress=False)
+    run = prepare(table, replace(training, learners=learners, seeds=LEARNERS), seed, progress=False)
     members = run.members()
     acting, stopped = learned(run, members)
-    found: dict[str, Policy] = {}
+    found: dict[str, list[Policy]] = {name: [] for name in rewards}
     for member, policy, why in zip(members, acting, stopped, strict=True):
         if policy is None:
             raise RuntimeError(f"{member.name}: its learner diverged: {why}")
-        found[member.name] = policy
+        found[member.name].append(policy)
     return found
 
 
@@ -155,9 +167,15 @@ def _totals(source: Source, seed: int, decide: Decide | None) -> dict[str, NDArr
     return totals | {"utility": np.sum([weight * totals[name] for name, weight in HIDDEN.items()], axis=0)}
 
 
-def _gain(source: Source, seed: int, policy: Policy, base: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
-    mine = _totals(source, seed, state_decide(policy, source.config))
-    return {name: compared(mine, base, name)["difference"] for name in ("utility", *HIDDEN)}
+def _gain(
+    source: Source, seed: int, several: Sequence[Policy], base: Mapping[str, NDArray[np.float64]]
+) -> dict[str, float]:
+    """The mean gain of several policies, in the hidden utility and in each of its components."""
+    mine = [_totals(source, seed, state_decide(policy, source.config)) for policy in several]
+    return {
+        name: float(np.mean([compared(each, base, name)["difference"] for each in mine]))
+        for name in ("utility", *HIDDEN)
+    }
 
 
 def summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -203,18 +221,16 @@ def main(
     seed: int = 0,
     workers: Annotated[int, typer.Option(min=1)] = 2,
     out: Path = Path("runs/study-rewards"),
-    config: Path = Path("configs/improves.toml"),
-    seeds: int = 10,
-    users: int = 5000,
-    truth_users: int = 5000,
-    steps: int = 1500,
-    answers: int = 200,
+    config: Path = CONFIG,
+    seeds: int = Size.seeds,
+    users: int = Size.users,
+    truth_users: int = Size.truth_users,
+    steps: int = Size.steps,
+    answers: int = Size.answers,
 ) -> None:
     """This part alone."""
     torch.set_num_threads(1)
-    size = Size(seeds, users, truth_users, steps, answers)
-    settings = {"part": "truth", "seed": seed, "size": vars(size), "hidden": HIDDEN}
-    found = part(seed, Parts.of(out / "parts", settings, workers, Console()), config, size)
+    found = part(seed, workers, out, config, Size(seeds, users, truth_users, steps, answers))
     print(json.dumps(found, indent=1))
 
 

@@ -57,6 +57,7 @@ def fit(logs: Sequence[Compared], answers: Answers, config: NetworkConfig, seed:
     inputs = [inputs_of(table, table.contract.rewards) for table, _ in logs]
     rows = np.concatenate([x[~table.warm_up] for x, (table, _) in zip(inputs, logs, strict=True)])
     mean, std = _moments(rows)
+    std[: len(logs[0][0].contract.features)] *= config.state_scale
     questions = questions_of(logs, inputs, answers, config.raters, (mean, std))
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(questions.order))

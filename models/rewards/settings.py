@@ -12,10 +12,14 @@ class NetworkConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    members: int = 5
+    members: int = 10
     """P, each with a bootstrap of the answers and first parameters of its own."""
     hidden: tuple[int, ...] = (32,)
     """Units per hidden layer."""
+    state_scale: float = 5.0
+    """State features enter in units of so many standard deviations, the other inputs in units of one: at first what
+    happened speaks, and the state only as far as answers ask for it. With 200 answers 5 tells held-out ones better
+    than 1 does (docs/rewards.md)."""
     steps: int = 400
     """Updates at most, each over all answers."""
     learning_rate: float = 3e-3
@@ -37,6 +41,8 @@ class NetworkConfig:
             raise InputError(
                 f"learned.network.hidden is {list(self.hidden)}; give one or more layers of 1 or more units."
             )
+        if not self.state_scale > 0:
+            raise InputError(f"learned.network.state_scale is {self.state_scale}; it must be above 0.")
         if not self.learning_rate > 0:
             raise InputError(f"learned.network.learning_rate is {self.learning_rate}; it must be above 0.")
         if not self.weight_decay >= 0:

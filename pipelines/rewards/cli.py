@@ -42,3 +42,17 @@ def report(
     from pipelines.rewards import weights_page
 
     weights_page.run_report(loaded(config, overrides), name, version)
+
+
+@app.command()
+def loop(
+    config: ConfigPath,
+    name: RewardName,
+    rounds: Annotated[int, typer.Option("--rounds", metavar="R", help="Rounds in all; those done are kept.")] = 3,
+    pairs: Annotated[int, typer.Option("--pairs", metavar="N", help="New pairs of a round.")] = 50,
+    overrides: Overrides = None,
+) -> None:
+    """Ask, fit, train, evaluate, ask about the new policy's weeks, ...; ends with 2 where a person is to answer."""
+    from pipelines.rewards.looping import run_loop
+
+    run_loop(loaded(config, overrides), name, rounds, pairs, config)

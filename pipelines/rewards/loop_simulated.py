@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from models import artifact
 from models.contract import SPLITS
+from models.members import Learner
 from models.rewards import answers as told
 from models.rewards import network, store
 from models.rewards.answers import Pair
@@ -172,7 +173,7 @@ class Simulated:
         if stored.kind == "network":
             table = with_components(table, [stored])
         candidate = self.config.gate.candidate
-        learners = {candidate: self.config.learning.named[candidate]}
+        learners: dict[str, float | Learner] = {candidate: self.config.learning.named[candidate]}
         settings = replace(self.config.learning, weights=dict(weights), weights_from=None, learners=learners)
         return table, settings
 

@@ -221,6 +221,7 @@ def test_answers_that_teach_nothing_are_refused(table_of, answers, config, words
     [
         ({"members": 0}, "members is 0"),
         ({"hidden": ()}, "hidden is"),
+        ({"state_scale": 0.0}, "state_scale is 0"),
         ({"learning_rate": 0.0}, "learning_rate is 0"),
         ({"weight_decay": -1.0}, "weight_decay is -1"),
         ({"held_out": 1.0}, "held_out is 1"),
