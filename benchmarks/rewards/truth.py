@@ -80,7 +80,7 @@ class Size:
 
 
 def part(seed: int, workers: int, out: Path, config: Path = CONFIG, size: Size | None = None) -> dict[str, Any]:
-    """The gains of every seed and what they come to; what is done lies in OUT/parts, from which a killed run goes on."""
+    """The gains of every seed and what they come to; what is done lies in OUT/parts: a killed run goes on."""
     size = size or Size()
     settings = {"part": "truth", "seed": seed, "size": vars(size), "hidden": HIDDEN, "learner": vars(LEARNER)}
     parts = Parts.of(out / "parts", json.loads(json.dumps(settings)), workers, Console())

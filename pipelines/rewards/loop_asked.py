@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from models.rewards.asking import with_repeats
 from numpy.typing import NDArray
 
 from models import artifact
@@ -20,6 +19,7 @@ from models.errors import InputError
 from models.rewards import answers as told
 from models.rewards import network, store
 from models.rewards.active import known
+from models.rewards.asking import with_repeats
 from models.rewards.preferences import choose, random_pairs
 from models.rewards.store import Stored
 from models.rewards.weeks import Weeks, weeks_of
@@ -131,7 +131,7 @@ def week_weights(log: Transitions, weeks: Weeks, policy: Policy) -> NDArray[np.f
     """[W] product over the rows of pi(a|s) / mu(a|s), at most WEIGHT. Raises InputError where propensities lack."""
     if np.isnan(log.propensity).any():
         raise InputError(
-            f"{log.fingerprint}: propensities are unknown, so that the policy's weeks are too; run `tactful propensity`."
+            f"{log.fingerprint}: propensities are unknown, so that the policy's weeks are; run `tactful propensity`."
         )
     chance = checked_probabilities(policy, log.state, log.legal)[np.arange(len(log.action)), log.action]
     with np.errstate(divide="ignore"):
