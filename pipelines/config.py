@@ -18,6 +18,7 @@ from models.contract import HOLD, UNITS, Contract
 from models.errors import InputError
 from models.rewards.preference_config import PreferenceConfig
 from models.rewards.settings import LoopConfig, NetworkConfig
+from models.rewards.success import GoalConfig
 from models.sweep import SweepConfig
 from models.training import TrainConfig
 from pipelines.etl.schemas import COLUMN_REWARD
@@ -228,6 +229,8 @@ class Learned(Section):
     """How `tactful rewards loop` goes on from round to round."""
     preference: PreferenceConfig = PreferenceConfig()
     """How weights are learned from answers."""
+    goal: GoalConfig = GoalConfig()
+    """What `tactful rewards goal` learns."""
 
 
 class Score(Section):

@@ -15,24 +15,24 @@ LEARNED_VERSIONS = "learned_versions"
 """Key of a lineage: version of each learned reward that was used."""
 
 
-def logged(config: Config, version: int | None = None) -> table.Transitions:
-    """The transitions as the ETL made them, without learned rewards: what a reward is learned from.
+def logged(config: Config, lineage: Mapping[str, Any] | None = None) -> table.Transitions:
+    """The transitions as the ETL made them, with their estimates and without learned rewards: what those are learned
+    from.
 
-    Raises InputError as `table.read` does.
+    In the versions that a `lineage` names, or the newest. Raises InputError as `table.read` does.
     """
-    return table.read(config.transitions_path, config.logged_contract, version)
+    estimates = config.propensities_path if propensities.exists(config.propensities_path) else None
+    versions = (lineage["data_version"], lineage["estimates_version"]) if lineage else (None, None)
+    return table.read(config.transitions_path, config.logged_contract, versions[0], estimates, versions[1])
 
 
 def transitions(config: Config, lineage: Mapping[str, Any] | None = None) -> table.Transitions:
-    """Everything that a `lineage` names, in those versions, or the newest: rows, estimates and learned rewards.
+    """The same with learned rewards, in the versions of the `lineage` too.
 
-    Raises InputError as `table.read` and `learned_rewards` do, and as a learned reward does of a table that is not the
-    one it was learned for.
+    Raises InputError as `logged` and `learned_rewards` do, and where the table is none that a reward can be paid on.
     """
-    estimates = config.propensities_path if propensities.exists(config.propensities_path) else None
-    version, made = (lineage["data_version"], lineage["estimates_version"]) if lineage else (None, None)
-    found = table.read(config.transitions_path, config.logged_contract, version, estimates, made)
     rewards = learned_rewards(config, lineage)
+    found = logged(config, lineage)
     return found if rewards is None else rewards(found)
 
 

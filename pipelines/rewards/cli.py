@@ -56,3 +56,14 @@ def loop(
     from pipelines.rewards.looping import run_loop
 
     run_loop(loaded(config, overrides), name, rounds, pairs, config)
+
+
+Name = Annotated[str, typer.Argument(help="What the learned reward is called, as in `learned:NAME`.")]
+
+
+@app.command()
+def goal(config: ConfigPath, name: Name, set_: Overrides = None) -> None:
+    """Learn how likely a state is one worth being in, as [learned.goal] says; a new version of the reward."""
+    from pipelines.rewards.goals import run_goal
+
+    run_goal(loaded(config, set_), name)
