@@ -89,7 +89,7 @@ def part(seed: int, workers: int, out: Path, config: Path = CONFIG, size: Size |
         for number in range(size.seeds)
     ]
     found = summary(parts("gain of truth", work))
-    return {**found, "truth_size": {**vars(size), "hidden": HIDDEN}}
+    return {**found, "size": {**vars(size), "hidden": HIDDEN}}
 
 
 def one(source: Source, number: int, seed: int) -> dict[str, Any]:
