@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
+from threadpoolctl import threadpool_limits
 
 from models.errors import InputError
 
@@ -87,13 +88,15 @@ def fit_judged(
     scale = _checked(d, said, pair)
     free = _Free(d.shape[1], corrected, bool((said == SAYS_TIE).any()))
     d = d / scale
-    found, likelihood = _fitted(d, said, np.ones(len(said)), free, free.start(d, said))
+    # On a busy machine, products this small wait for their threads many times as long as they take.
+    with threadpool_limits(limits=1):
+        found, likelihood = _fitted(d, said, np.ones(len(said)), free, free.start(d, said))
+        drawn = _resampled(d, said, pair, free, found, resamples, seed)
     if np.abs(found[: d.shape[1]]).max() > 0.99 * FARTHEST:
         raise InputError(
             "answers: some sum of the components explains every answer, so that weights have no upper bound; ask of "
             "more pairs, of weeks that differ less."
         )
-    drawn = _resampled(d, said, pair, free, found, resamples, seed)
     tail, k = (1 - confidence) / 2, d.shape[1]
     low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
     return Judged(
@@ -207,6 +210,6 @@ def _resampled(
     place = np.searchsorted(pairs, pair)
     drawn = np.empty((resamples, len(start)))
     for row in range(resamples):
-        times = np.bincount(rng.integers(len(pairs), size=len(pairs)), minlength=len(pairs))[place].astype(np.float64)
-        drawn[row] = _fitted(d, said, times, free, start)[0]
+        times = np.bincount(rng.integers(len(pairs), size=len(pairs)), minlength=len(pairs))[place]
+        drawn[row] = _fitted(d, said, times.astype(np.float64), free, start)[0]
     return drawn
