@@ -21,7 +21,7 @@ def pairs(*said: str, rater: str = "judge:tiny", start: int = 0) -> list[Pair]:
 
 
 def test_agreement_by_hand() -> None:
-    """Ten pairs of people: the judge has no answer to one; of nine, two are ties of one of the two; six of seven agree."""
+    """Ten pairs of people, nine that the judge answered, of which two are ties of either; six of seven agree."""
     people = pairs(*["left"] * 5, *["right"] * 3, "tie", "left", rater="ann")
     judge = pairs("left", "left", "left", "left", "right", "right", "right", "tie", "left")
     found = agreement(judge, people)
