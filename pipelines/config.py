@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from models.contract import HOLD, UNITS, Contract
 from models.errors import InputError
+from models.rewards.judge.settings import JudgeConfig
 from models.rewards.preference_config import PreferenceConfig
 from models.rewards.settings import LoopConfig, NetworkConfig
 from models.rewards.success import GoalConfig
@@ -231,6 +232,8 @@ class Learned(Section):
     """How weights are learned from answers."""
     goal: GoalConfig = GoalConfig()
     """What `tactful rewards goal` learns."""
+    judge: JudgeConfig | None = None
+    """A language model that answers as a rater; absent where none is asked."""
 
 
 class Score(Section):

@@ -1,0 +1,280 @@
+"""`tactful rewards judge`: a language model compares user-weeks of a log, and is held against people before it counts.
+
+It leaves three files: the answers, FILE.facts.json beside them (how far they can be trusted, and what they cost), and
+RUN_DIR/rewards/NAME/judge.jsonl, the transcript, from which a run that ended goes on without asking anything twice.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from models import table
+from models.contract import SPLITS
+from models.errors import InputError, TactfulError
+from models.rewards import answers, store
+from models.rewards.answers import Pair
+from models.rewards.describe import in_words
+from models.rewards.judge.client import Client, key_from_environment
+from models.rewards.judge.fit import NOTHING, SAYS_A, SAYS_B, SAYS_TIE, Judged, fit_judged
+from models.rewards.judge.judging import Opinion, Session, draw_pairs, judge
+from models.rewards.judge.prompt import Constitution, constitution
+from models.rewards.judge.settings import JudgeConfig
+from models.rewards.judge.transcript import Transcript
+from models.rewards.judge.trust import agreement
+from models.rewards.weeks import Weeks, weeks_of
+from models.table import Transitions
+from pipelines.config import Config
+from pipelines.jobs.steps import write_json
+
+TRANSCRIPT = "judge.jsonl"
+CODES = {"A": SAYS_A, "B": SAYS_B, "tie": SAYS_TIE, None: NOTHING}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command was asked for."""
+
+    name: str
+    """The learned reward: where the transcript lies, and what `fit` adds a version to."""
+    pairs: int
+    out: Path
+    human: Sequence[Path] = ()
+    """Answers of people, whose pairs are asked first."""
+    fit: bool = False
+    """Whether corrected weights become the next version of the reward."""
+    untrusted: bool = False
+    """Whether they do so even where the judge is not trusted."""
+
+
+def run_judge(config: Config, request: Request, console: Console | None = None) -> dict[str, Any]:
+    """Ask, write answers and facts, and return the facts; users of the test split are left out.
+
+    Raises InputError where there is no [learned.judge], no principle or no such pair, where the endpoint refuses, where
+    the budget is used up (what is answered until then is written) and where weights are wanted of an untrusted judge;
+    TransientError where the endpoint does not answer.
+    """
+    settings = _settings(config)
+    principles = constitution(settings.constitution)
+    people = _people(request.human)
+    _check_out(request.out, settings)
+    log = table.read(config.transitions_path, config.contract)
+    weeks = weeks_of(log, config.learned.days, log.split != SPLITS.index("test"))
+    asked = _pairs_of(people, weeks)
+    drawn = draw_pairs(len(weeks.id), request.pairs, config.seed, without=asked)
+    path = config.rewards_path / request.name / TRANSCRIPT
+    with Transcript(path) as kept, _progress(console, 2 * (len(asked) + len(drawn))) as progress:
+        client = Client(settings, kept, key_from_environment(settings))
+        session = judge(client, principles, [*asked, *drawn], lambda place: in_words(log, weeks, place), progress)
+    # Pairs that people answered come first.
+    for_people = [each for each in session.opinions if (each.left, each.right) in set(asked)]
+    given = _as_pairs(session.opinions[len(for_people) :], weeks, settings)
+    facts: dict[str, Any] = {
+        "rater": settings.rater,
+        "endpoint": settings.endpoint,
+        "temperature": settings.temperature,
+        "constitution": {"path": str(settings.constitution), "sha256": principles.sha256},
+        **_trust(_as_pairs(for_people, weeks, settings), people, settings),
+        **_heard(session, principles, len(asked) + len(drawn)),
+        "estimate": _estimate(session.opinions, weeks, log, config.seed),
+        "calls": kept.calls,
+        "tokens": kept.tokens,
+        "transcript": str(path),
+        "fingerprint": log.fingerprint,
+        "days": config.learned.days,
+    }
+    if given:
+        facts["sha256"] = _write(request.out, given)
+        write_json(answers.facts_path(request.out), facts)
+    if session.stopped is not None:
+        raise _with_progress(session.stopped, facts, request.out if given else None)
+    if not given:
+        raise InputError(
+            f"{settings.endpoint}: no pair has an answer in both orders; {path} holds what the model said."
+        )
+    if request.fit:
+        facts["version"] = _store(config, request, facts, log)
+    return facts
+
+
+def shown(facts: dict[str, Any]) -> list[str]:
+    """What a person wants to know of a run, in lines."""
+    found, agreed = facts["estimate"], facts["agreement"]
+    lines = [
+        f"{facts['answered']} of {facts['pairs']} pairs answered in both orders; {facts['conflicts']} change with the "
+        f"order ({facts['first_shown_in_both']} name the week shown first both times, {facts['second_shown_in_both']} "
+        f"the other); {facts['in_no_form']} answers in no form, {facts['given_up']} questions given up.",
+        f"{facts['calls']:,} calls and {facts['tokens']:,} tokens in all.",
+    ]
+    if "why" in found:
+        lines.append(f"Flip rate and position bias are not known: {found['why']}")
+    else:
+        (low, high), (least, most) = found["wrong_interval"], found["bias_interval"]
+        lines.append(
+            f"Wrong answers {found['wrong']:.2f} (95% interval {low:.2f} to {high:.2f}), liking of the week shown "
+            f"first {found['bias']:+.2f} in log odds ({least:+.2f} to {most:+.2f})."
+        )
+    if agreed is not None and agreed["kappa"] is not None:
+        lines.append(f"Of {agreed['pairs']} pairs that people answered too: Cohen's kappa {agreed['kappa']:.2f}.")
+    return [*lines, f"{'Trusted' if facts['trusted'] else 'UNTRUSTED'}: {facts['why']}."]
+
+
+def _settings(config: Config) -> JudgeConfig:
+    found = config.learned.judge
+    if found is None:
+        raise InputError(
+            f"{config.name}: the configuration has no [learned.judge]; add one with url, model and constitution, see "
+            "docs/rewards.md. Nothing else needs it."
+        )
+    return found
+
+
+def _people(files: Sequence[Path]) -> Sequence[Pair]:
+    """The pairs that people answered; no judge vouches for another."""
+    found = answers.read(files).pairs if files else ()
+    for each in found:
+        if each.rater.startswith(answers.JUDGE):
+            raise InputError(f"--human: {each.rater} is no person; name answers of people.")
+    return found
+
+
+def _check_out(path: Path, settings: JudgeConfig) -> None:
+    """Answers of this judge are written anew from the transcript; nobody else's are lost by it."""
+    if path.exists():
+        others = [each for each in answers.read([path], untrusted=True).raters if each != settings.rater]
+        if others:
+            raise InputError(f"--out {path}: holds answers of {others[0]}; name another file.")
+
+
+def _pairs_of(people: Sequence[Pair], weeks: Weeks) -> list[tuple[int, int]]:
+    """The places of every pair that people answered, once."""
+    left, right = (weeks.places([getattr(each, side) for each in people]) for side in ("left", "right"))
+    ends = zip(left.tolist(), right.tolist(), strict=True)
+    return list({frozenset(each): each for each in ends}.values())
+
+
+def _as_pairs(opinions: Sequence[Opinion], weeks: Weeks, settings: JudgeConfig) -> list[Pair]:
+    return Session(list(opinions)).pairs(weeks.id, settings.rater, settings.conflicts)
+
+
+def _trust(judged: Sequence[Pair], people: Sequence[Pair], settings: JudgeConfig) -> dict[str, Any]:
+    """Whether the judge is trusted, why, and what was measured."""
+    least = settings.trust_at_least
+    if not people:
+        return {"trusted": False, "why": "no pair that people answered was named (--human)", "agreement": None}
+    found = agreement(judged, people)
+    trusted = found.enough(least)
+    low, high = found.interval
+    why = (
+        f"it prefers the week that people prefer in {found.agreed} of {found.decided} pairs, 95% interval {low:.2f} to "
+        f"{high:.2f}, whose lower end is {'not ' if trusted else ''}below learned.judge.trust_at_least {least:g}"
+    )
+    return {"trusted": trusted, "why": why, "agreement": {**asdict(found), "rate": found.rate}}
+
+
+def _heard(session: Session, principles: Constitution, pairs: int) -> dict[str, Any]:
+    """Counts of what was said; shares are of pairs with two answers."""
+    heard = [each for opinion in session.opinions for each in opinion.heard]
+    complete = [each for each in session.opinions if each.complete]
+    named = Counter(each.principle for each in heard if each.said)
+    conflicts = [each for each in complete if each.conflict]
+    both = Counter(each.heard[0].said for each in conflicts if each.heard[0].said == each.heard[1].said)
+    return {
+        "pairs": pairs,
+        "asked": len(session.opinions),
+        "answered": len(complete),
+        "conflicts": len(conflicts),
+        "first_shown_in_both": both["A"],
+        "second_shown_in_both": both["B"],
+        "asked_again": sum(each.asked_again for each in heard),
+        "in_no_form": sum(each.said is None and each.gave_up is None for each in heard),
+        "given_up": sum(each.gave_up is not None for each in heard),
+        "from_transcript": sum(each.cached for each in heard),
+        "models": dict(Counter(each.model or "unnamed" for each in heard if each.said)),
+        "principles": {str(number): named[number] for number in principles.principles} | {"none": named[None]},
+    }
+
+
+def _estimate(opinions: Sequence[Opinion], weeks: Weeks, log: Transitions, seed: int) -> dict[str, Any]:
+    """Corrected weights, flip rate and position bias; `why` there is none where the answers do not tell them."""
+    left, right = (np.array([getattr(each, side) for each in opinions], dtype=np.int64) for side in ("left", "right"))
+    first, second = (np.array([CODES[each.heard[order].said] for each in opinions], dtype=np.int8) for order in (0, 1))
+    difference = weeks.totals[left] - weeks.totals[right]
+    # Of a component that never differs nothing is said, and nothing is taken from the others.
+    varies = np.flatnonzero((difference != 0).any(axis=0))
+    names = [log.contract.rewards[column] for column in varies]
+    try:
+        found = fit_judged(difference[:, varies], first, second, seed=seed)
+    except InputError as error:
+        return {"why": str(error)}
+    return _estimated(found, names)
+
+
+def _estimated(found: Judged, names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "wrong": found.wrong,
+        "wrong_interval": list(found.wrong_interval),
+        "bias": found.bias,
+        "bias_interval": list(found.bias_interval),
+        "threshold": found.threshold,
+        "rewards": list(names),
+        "weights": dict(zip(names, found.weights.tolist(), strict=True)),
+        "intervals": dict(zip(names, found.intervals.tolist(), strict=True)),
+        "covariance": found.covariance.tolist(),
+        "pairs": found.pairs,
+    }
+
+
+def _write(path: Path, given: Sequence[Pair]) -> str:
+    """The answers, whole or not at all; returns their SHA-256."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    answers.write(partial, given)
+    digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+    partial.replace(path)
+    return digest
+
+
+def _with_progress(stopped: TactfulError, facts: dict[str, Any], out: Path | None) -> TactfulError:
+    """Why it stopped, and how far it came."""
+    where = f", written to {out}" if out is not None else ""
+    return type(stopped)(
+        f"{stopped} Of {facts['pairs']} pairs {facts['answered']} were answered in both orders{where}."
+    )
+
+
+def _store(config: Config, request: Request, facts: dict[str, Any], log: Transitions) -> int:
+    """The next version of the reward, of the corrected weights."""
+    found = facts["estimate"]
+    if "why" in found:
+        raise InputError(f"--fit: {found['why']}")
+    if not (facts["trusted"] or request.untrusted):
+        raise InputError(
+            f"--fit: {facts['rater']} is not trusted: {facts['why']}; nothing is learned from it. Name answers of "
+            "people with --human, or say --untrusted."
+        )
+    learned = {
+        **{key: found[key] for key in ("rewards", "weights", "intervals", "covariance")},
+        "noise": {key: found[key] for key in ("wrong", "wrong_interval", "bias", "bias_interval", "threshold")},
+        "fingerprint": log.fingerprint,
+        "answers": facts["sha256"],
+        "pairs": found["pairs"],
+        "days": facts["days"],
+        "judge": {key: facts[key] for key in ("rater", "trusted", "why", "agreement", "constitution")},
+    }
+    return store.add(config.rewards_path, request.name, "weights", learned, {}).version
+
+
+@contextmanager
+def _progress(console: Console | None, questions: int) -> Iterator[Callable[[int], None]]:
+    """A bar, where there is a terminal to show it on."""
+    with Progress(console=console, transient=True, disable=console is None) as bar:
+        task = bar.add_task("questions", total=questions)
+        yield lambda done: bar.update(task, completed=done)
