@@ -79,7 +79,7 @@ def fit(logs: Sequence[Compared], answers: Answers, config: NetworkConfig, seed:
         "number": {"pairs": len(answers.pairs), "rankings": len(answers.rankings), "raters": len(answers.raters)},
         "steps": steps,
         "settings": asdict(config),
-        "support": Support.of([(each, seen_rows(each, weeks, names_in(answers))) for each, weeks in logs]).plain(),
+        "support": Support.of([(each, seen_rows(each, weeks, answers.weeks)) for each, weeks in logs]).plain(),
         **held_out(held, returns),
     }
     return Fitted(facts, dict(standardised.state_dict()))
@@ -134,12 +134,6 @@ def answers_hash(answers: Answers) -> str:
     """SHA-256 of everything that was said, in order."""
     said = json.dumps([[vars(each) for each in answers.pairs], [vars(each) for each in answers.rankings]])
     return hashlib.sha256(said.encode()).hexdigest()
-
-
-def names_in(answers: Answers) -> set[str]:
-    """The user-weeks that raters saw."""
-    pairs = {name for each in answers.pairs for name in (each.left, each.right)}
-    return pairs | {name for each in answers.rankings for name in each.order}
 
 
 def check_answers(answers: Answers, config: NetworkConfig) -> None:

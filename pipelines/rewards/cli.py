@@ -1,7 +1,7 @@
 """The commands of `tactful rewards`: thin over the other files of this folder."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,11 +24,21 @@ AnswerFiles = Annotated[
 
 
 @app.command()
-def fit(config: ConfigPath, name: RewardName, answers: AnswerFiles, overrides: Overrides = None) -> None:
-    """Learn weights of the reward components from answers: which of two user-weeks went better."""
-    from pipelines.rewards import fitting
+def fit(
+    config: ConfigPath,
+    name: RewardName,
+    answers: AnswerFiles,
+    form: Annotated[
+        Literal["weights", "network"],
+        typer.Option("--form", help="Weights of the components, or a network over state, action and outcome."),
+    ] = "weights",
+    overrides: Overrides = None,
+) -> None:
+    """Learn a reward from answers to which of two user-weeks went better."""
+    from pipelines.rewards import fitting, fitting_network
 
-    fitting.run_fit(loaded(config, overrides), name, answers)
+    learn = fitting.run_fit if form == "weights" else fitting_network.run_network
+    learn(loaded(config, overrides), name, answers)
 
 
 @app.command()

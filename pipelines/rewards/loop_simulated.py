@@ -157,7 +157,7 @@ class Simulated:
             "answers": network.answers_hash(said),
             "fingerprint": table.fingerprint,
             "days": self.config.learned.days,
-            "support": Support.of([(table, seen_rows(table, weeks, network.names_in(said)))]).plain(),
+            "support": Support.of([(table, seen_rows(table, weeks, said.weeks))]).plain(),
         }
         stored = store.add(self.config.rewards_path, self.name, "weights", facts, {})
         return {"version": stored.version, "weights": weights}
