@@ -102,9 +102,10 @@ class Model:
         return bool(self.identified[-1].any())
 
     def covariance(self, theta: Vector) -> Matrix:
-        """[P, P] inverse curvature over what is fitted, 0 elsewhere."""
+        """[P, P] inverse of Fisher's information and the shrinkage over what is fitted, 0 elsewhere."""
         basis = self.free
-        found: Matrix = basis @ np.linalg.pinv(basis.T @ self.at(theta).curvature @ basis) @ basis.T
+        known = self.information(theta) + np.diag(self._precision)
+        found: Matrix = basis @ np.linalg.inv(basis.T @ known @ basis) @ basis.T
         return found
 
     def log_probabilities(self, theta: Vector) -> Matrix:
