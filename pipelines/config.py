@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from models.contract import HOLD, UNITS, Contract
 from models.errors import InputError
+from models.rewards.preference_config import PreferenceConfig
 from models.sweep import SweepConfig
 from models.training import TrainConfig
 from pipelines.etl.schemas import COLUMN_REWARD
@@ -219,6 +220,8 @@ class Learned(Section):
     """Length of the stretches of a user's log that are compared."""
     versions: dict[str, int] = Field(default_factory=dict)
     """Of each learned reward the version that is used; the newest where it is not named."""
+    preference: PreferenceConfig = PreferenceConfig()
+    """How weights are learned from answers."""
 
 
 class Score(Section):

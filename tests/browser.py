@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PATIENCE = 15
+PATIENCE = 120
 FLAGS = ("--headless", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage", "--no-first-run")
 CUT_OFF = """
 (() => {
@@ -71,6 +71,7 @@ class Page:
         self.requests: list[str] = []
         self.loaded = False
         self.downloads = 0
+        self.dialogs: list[str] = []
         target = next(t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for part in ("Page", "Runtime", "Log", "Network"):
@@ -108,6 +109,11 @@ class Page:
         if method in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded", "Network.loadingFailed"):
             self.complaints.append(f"{method}: {json.dumps(parameters)[:300]}")
         self.loaded = self.loaded or method == "Page.loadEventFired"
+        if method == "Page.javascriptDialogOpening":
+            # Nobody waits for the answer, and no call has this id.
+            accept = {"id": 0, "method": "Page.handleJavaScriptDialog", "params": {"accept": True}}
+            os.write(self._write, json.dumps(accept | {"sessionId": self.session}).encode() + b"\0")
+            self.dialogs.append(parameters["type"])
         self.downloads += method == "Browser.downloadProgress" and parameters["state"] == "completed"
 
     def open(self, path: Path, width: int, scheme: str = "light") -> None:

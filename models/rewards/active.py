@@ -10,23 +10,61 @@ A batch is chosen one by one, V taking in each before it is answered, V <- V - h
 near-duplicate of a chosen pair is worth little: a greedy maximum of a submodular gain, within 1 - 1/e of the best.
 """
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
 from models.errors import InputError
+from models.rewards.store import Stored
 from models.rewards.weeks import Weeks
-
-if TYPE_CHECKING:
-    from models.rewards.preferences import Fitted
 
 CANDIDATES, ENSEMBLE = 4000, 200
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of the weights of K components: enough to choose, and what a stored version keeps."""
+
+    components: tuple[str, ...]
+    """[K]"""
+    columns: NDArray[np.int64]
+    """[K] their places in the totals of a user-week."""
+    scale: NDArray[np.float64]
+    """[K] root mean square of the differences compared: the unit in which the weights were fitted."""
+    weights: NDArray[np.float64]
+    """[K] per raw unit, on the scale of the typical rater's noise."""
+    covariance: NDArray[np.float64]
+    """[K, K] of the weights: inverse information at the maximum, all else fitted along."""
+
+    def utility(self, weeks: Weeks) -> NDArray[np.float64]:
+        """[W] w.phi of every week."""
+        found: NDArray[np.float64] = weeks.totals[:, self.columns] @ self.weights
+        return found
+
+
+def known(stored: Stored, rewards: tuple[str, ...]) -> Known:
+    """What a version of kind `weights` knows, for weeks whose totals are of `rewards`.
+
+    Raises InputError where it is of another kind, or of a component that is none of them.
+    """
+    if stored.kind != "weights":
+        raise InputError(f"{stored.name} version {stored.version} is of kind {stored.kind}; weights are needed.")
+    components = tuple(stored.facts["rewards"])
+    absent = [name for name in components if name not in rewards]
+    if absent:
+        raise InputError(
+            f"{stored.name} version {stored.version} weighs {absent[0]!r}, which is none of the rewards "
+            f"{', '.join(rewards)}; fit it again with this configuration."
+        )
+    weights, scale = (np.array([stored.facts[key][name] for name in components]) for key in ("weights", "scale"))
+    columns = np.array([rewards.index(name) for name in components], dtype=np.int64)
+    return Known(components, columns, scale, weights, np.array(stored.facts["covariance"]))
+
+
 def choose(
-    fitted: "Fitted | None",
+    fitted: Known | None,
     weeks: Weeks,
     asked: NDArray[np.int64],
     n: int,
@@ -35,9 +73,10 @@ def choose(
 ) -> NDArray[np.int64]:
     """[n, 2] places in `weeks` of the pairs to ask next, the most telling first, left and right by chance.
 
-    `fitted` is what is known of the weights so far, None where nothing is: then the weights of all components, in
-    standard deviations, are drawn from a standard normal. `asked` [M, 2] are places of pairs that were asked; none is
-    chosen again, and none twice. No user-week is in two pairs of a batch while others are left.
+    `fitted` is what is known of the weights so far (what `fit` found, or `known` read), None where nothing is: then
+    the weights of all components, in standard deviations, are drawn from a standard normal. `asked` [M, 2] are places
+    of pairs that were asked; none is chosen again, and none twice. No user-week is in two pairs of a batch while others
+    are left.
 
     Raises InputError where so many new pairs are not there, or no two weeks differ.
     """

@@ -23,11 +23,11 @@ first-order bias of w and keeps it finite where the answers are perfectly consis
 others shrink what is asked of each rater.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from models.rewards.choices import Choices
 
@@ -51,7 +51,7 @@ class Point:
     gradient: Vector
     """[P] of all terms."""
     curvature: Matrix
-    """[P, P] minus the second derivatives, of all terms but the Jeffreys prior's, which are of the order of 1 / n."""
+    """[P, P] minus the second derivatives, but for those of the Jeffreys prior by reliabilities."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Model:
     def reliabilities(self) -> slice:
         return slice(self.weights + 1 + self.raters, self.size)
 
-    @property
+    @functools.cached_property
     def free(self) -> Matrix:
         """[P, F] orthonormal basis of what is fitted: identified w and tau, sides of those who compared two, and
         log reliabilities whose mean over the answers is 0."""
@@ -102,9 +102,10 @@ class Model:
         return bool(self.identified[-1].any())
 
     def covariance(self, theta: Vector) -> Matrix:
-        """[P, P] inverse curvature over what is fitted, 0 elsewhere."""
+        """[P, P] inverse of Fisher's information and the shrinkage over what is fitted, 0 elsewhere."""
         basis = self.free
-        found: Matrix = basis @ np.linalg.pinv(basis.T @ self.at(theta).curvature @ basis) @ basis.T
+        known = self.information(theta) + np.diag(self._precision)
+        found: Matrix = basis @ np.linalg.inv(basis.T @ known @ basis) @ basis.T
         return found
 
     def log_probabilities(self, theta: Vector) -> Matrix:
@@ -114,89 +115,124 @@ class Model:
         side = theta[self.sides][rater, None]
         score = beta * (each.features @ theta[: self.weights]) + side * each.side + theta[self.weights] * each.tie
         score = np.where(each.there, score, -np.inf)
-        found: Matrix = score - logsumexp(score, axis=1, keepdims=True)
+        score -= score.max(axis=1, keepdims=True)
+        found: Matrix = score - np.log(np.exp(score).sum(axis=1, keepdims=True))
         return found
 
-    def _slopes(self, theta: Vector) -> NDArray[np.float64]:
-        """[n, m, P] derivatives of every score."""
-        each, rows = self.choices, np.arange(len(self.choices.rater))
-        beta = np.exp(theta[self.reliabilities])[each.rater, None]
-        found = np.zeros((*each.there.shape, self.size))
-        found[..., : self.weights] = beta[..., None] * each.features
-        found[..., self.weights] = each.tie
-        found[rows, :, self.weights + 1 + each.rater] = each.side
-        found[rows, :, self.reliabilities.start + each.rater] = beta * (each.features @ theta[: self.weights])
-        return found
+    @functools.cached_property
+    def _places(self) -> NDArray[np.int64]:
+        """[R, K + 3] where w, tau, b_r and log beta_r of each rater are in theta: all that a choice depends on."""
+        shared = np.tile(np.arange(self.weights + 1), (self.raters, 1))
+        own = np.arange(self.raters)[:, None] + [self.sides.start, self.reliabilities.start]
+        return np.hstack([shared, own])
 
-    def information(self, theta: Vector) -> Matrix:
-        """[P, P] Fisher's information of the answers at theta, without priors."""
-        weight = np.exp(self.log_probabilities(theta))
-        slopes = self._slopes(theta)
-        centred = slopes - np.einsum("nm,nmp->np", weight, slopes)[:, None]
-        flat = (np.sqrt(weight)[..., None] * centred).reshape(-1, self.size)
-        found: Matrix = flat.T @ flat
-        return found
-
-    def log_likelihood(self, theta: Vector) -> float:
-        rows = np.arange(len(self.choices.rater))
-        return float(self.log_probabilities(theta)[rows, self.choices.chosen].sum())
-
-    def value(self, theta: Vector) -> float:
-        """The objective alone; -inf where theta is so far out that the information vanishes."""
-        top = self.identified.T @ self.information(theta)[: self.weights + 1, : self.weights + 1] @ self.identified
-        sign, log_det = np.linalg.slogdet(top)
-        if sign <= 0:
-            return -np.inf
-        return self.log_likelihood(theta) + 0.5 * float(log_det) - 0.5 * float(theta @ (self._precision * theta))
-
-    @property
+    @functools.cached_property
     def _precision(self) -> Vector:
         found = np.zeros(self.size)
         found[self.sides], found[self.reliabilities] = self.side_sd**-2, self.reliability_sd**-2
         return found
 
-    def at(self, theta: Vector) -> Point:
-        """The objective and its derivatives.
+    def _centred(self, theta: Vector, weight: Matrix) -> NDArray[np.float64]:
+        """[n, m, K + 3] derivatives of every score by what it depends on, less their mean under `weight` [n, m]."""
+        each, k = self.choices, self.weights
+        beta = np.exp(theta[self.reliabilities])[each.rater, None]
+        slopes = np.empty((*each.there.shape, k + 3))
+        slopes[..., :k] = beta[..., None] * each.features
+        slopes[..., k], slopes[..., k + 1] = each.tie, each.side
+        slopes[..., k + 2] = beta * (each.features @ theta[:k])
+        return slopes - (weight[:, None] @ slopes)
 
-        With c_a the slopes of alternative a less their mean under p, the gradient of 1/2 log det I is
-        1/2 sum p_a (c_a.I^-1 c_a) c_a, the third cumulant against I^-1, and where a reliability scales the slopes of w
-        as well, sum p_a (I^-1 c_a)_w . (c_a)_w over its rater's choices.
+    def _gathered(self, by_choice: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[P, ...] sum of what each choice gives to its own parameters [n, K + 3, ...]."""
+        found = np.zeros((self.size, *by_choice.shape[2:]))
+        for rater, places in enumerate(self._places):
+            found[places] += by_choice[self.choices.rater == rater].sum(axis=0)
+        return found
+
+    def _squared(self, by_choice: NDArray[np.float64]) -> Matrix:
+        """[P, P] sum of what each choice gives to pairs of its own parameters [n, K + 3, K + 3]."""
+        found = np.zeros((self.size, self.size))
+        for rater, places in enumerate(self._places):
+            found[np.ix_(places, places)] += by_choice[self.choices.rater == rater].sum(axis=0)
+        return found
+
+    def information(self, theta: Vector) -> Matrix:
+        """[P, P] Fisher's information of the answers at theta, without priors."""
+        weight = np.exp(self.log_probabilities(theta))
+        centred = self._centred(theta, weight)
+        return self._squared(centred.transpose(0, 2, 1) @ (weight[..., None] * centred))
+
+    def log_likelihood(self, theta: Vector) -> float:
+        rows = np.arange(len(self.choices.rater))
+        return float(self.log_probabilities(theta)[rows, self.choices.chosen].sum())
+
+    def at(self, theta: Vector) -> Point:
+        """The objective and its derivatives; its value is -inf where theta is so far out that the information vanishes.
+
+        With c_a the derivatives of the score of alternative a less their mean under p, V = sum_a p_a c_a c_a' of one
+        choice, I = sum V over choices, and h_a = c_a' I^-1 c_a, the Jeffreys prior's derivatives by what the scores are
+        linear in (all but the reliabilities) are
+
+            1/2 sum p_a h_a c_a,
+            1/2 sum p_a h_a (c_a c_a' - V) - sum V I^-1 V - 1/2 [tr(I^-1 I_q I^-1 I_l)]_ql,
+
+        I_q = sum p_a c_a c_a' c_aq; a reliability scales the derivatives of w as well, so that its first gains
+        sum p_a (I^-1 c_a)_w . (c_a)_w.
         """
-        each, rows, k = self.choices, np.arange(len(self.choices.rater)), self.weights
+        each, rows, k, precision = self.choices, np.arange(len(self.choices.rater)), self.weights, self._precision
         log_weight = self.log_probabilities(theta)
-        weight, slopes = np.exp(log_weight), self._slopes(theta)
-        centred = slopes - np.einsum("nm,nmp->np", weight, slopes)[:, None]
-        flat = (np.sqrt(weight)[..., None] * centred).reshape(-1, self.size)
-        information = flat.T @ flat
-        residual = centred[rows, each.chosen]
-        gradient = residual.sum(axis=0)
-        curvature = information.copy()
-        for rater in range(self.raters):
-            mine, place = each.rater == rater, self.reliabilities.start + rater
-            curvature[:k, place] -= residual[mine, :k].sum(axis=0)
-            curvature[place, :k] = curvature[:k, place]
-            curvature[place, place] -= residual[mine, place].sum()
+        weight = np.exp(log_weight)
+        centred = self._centred(theta, weight)
+        spread = centred.transpose(0, 2, 1) @ (weight[..., None] * centred)
+        information, residual = self._squared(spread), centred[rows, each.chosen]
+        gradient = self._gathered(residual) - precision * theta
+        curvature = information + np.diag(precision)
+        # The score is a product of beta_r and w: its own second derivatives.
+        own = np.zeros_like(spread)
+        own[:, :k, k + 2], own[:, k + 2, :k], own[:, k + 2, k + 2] = (
+            residual[:, :k],
+            residual[:, :k],
+            residual[:, k + 2],
+        )
+        curvature -= self._squared(own)
         top = self.identified.T @ information[: k + 1, : k + 1] @ self.identified
         sign, log_det = np.linalg.slogdet(top)
-        if sign <= 0:
+        if not (sign > 0 and np.isfinite(log_det)):
             return Point(-np.inf, gradient, curvature)
-        inverse = self.identified @ np.linalg.inv(top) @ self.identified.T
-        turned = centred[..., : k + 1] @ inverse
-        spread = np.einsum("nmp,nmp->nm", turned, centred[..., : k + 1])
-        gradient = gradient + 0.5 * np.einsum("nm,nmp->p", weight * spread, centred)
-        scaled = (weight * np.einsum("nmp,nmp->nm", turned[..., :k], centred[..., :k])).sum(axis=1)
-        gradient[self.reliabilities] += np.bincount(each.rater, scaled, minlength=self.raters)
-        precision = self._precision
+        # I^-1 = R R'.
+        root = self.identified @ np.linalg.cholesky(np.linalg.inv(top))
+        slope, bend = self._jeffreys(weight, centred, spread, root)
         value = float(log_weight[rows, each.chosen].sum()) + 0.5 * float(log_det)
         value -= 0.5 * float(theta @ (precision * theta))
-        return Point(value, gradient - precision * theta, curvature + np.diag(precision))
+        return Point(value, gradient + slope, curvature - bend)
+
+    def _jeffreys(
+        self, weight: Matrix, centred: NDArray[np.float64], spread: NDArray[np.float64], root: Matrix
+    ) -> tuple[Vector, Matrix]:
+        """First and second derivatives of 1/2 log det I, see `at`; the second without those by reliabilities."""
+        k, linear = self.weights, centred.copy()
+        linear[..., k + 2] = 0.0
+        turned = centred[..., : k + 1] @ root
+        mass = weight * (turned**2).sum(axis=2)
+        slope = 0.5 * (mass[:, None] @ centred)[:, 0]
+        scaled = ((turned @ root.T)[..., :k] * centred[..., :k]).sum(axis=2)
+        slope[:, k + 2] += (weight * scaled).sum(axis=1)
+        bend = 0.5 * (linear.transpose(0, 2, 1) @ (mass[..., None] * linear))
+        half = spread[:, :, : k + 1] @ root
+        bend -= 0.5 * mass.sum(axis=1)[:, None, None] * spread + half @ half.transpose(0, 2, 1)
+        bend[:, k + 2], bend[:, :, k + 2] = 0.0, 0.0
+        # R' I_q R of every parameter q, flat: their inner products are the traces.
+        outer = (turned[..., :, None] * turned[..., None, :]).reshape(*weight.shape, -1)
+        cubes = self._gathered(linear.transpose(0, 2, 1) @ (weight[..., None] * outer))
+        return self._gathered(slope), self._squared(bend) - 0.5 * cubes @ cubes.T
 
 
 def maximise(model: Model, start: Vector, basis: Matrix) -> Vector:
     """The theta of largest value within start + span(basis [P, F]), by Newton's method.
 
-    Steps use the exact second derivatives of all but the Jeffreys prior, made positive definite, and are halved until
-    the value rises. Raises ArithmeticError where that comes to no end.
+    Second derivatives are exact, but for those of the Jeffreys prior by reliabilities; where they are not positive
+    definite their absolute values are taken, and steps are halved until the value rises. Raises ArithmeticError where
+    that comes to no end.
     """
     theta, here = start, model.at(start)
     for _ in range(STEPS):

@@ -51,7 +51,7 @@ def profile(model: Model, best: Vector, place: int, confidence: float) -> tuple[
     Each end is found by Newton's method on the signed root of D, which is nearly a line: its slope is known, as the
     derivative of the maximum along the constraint is that of the objective. A step that leaves the bracket halves it.
     """
-    top, basis = model.value(best), model.free
+    top, basis = model.at(best).value, model.free
     normal = np.zeros(model.size)
     normal[place] = 1.0
     along = constrained(basis, normal)
@@ -78,7 +78,7 @@ def profile(model: Model, best: Vector, place: int, confidence: float) -> tuple[
             wanted = found
         else:
             raise ArithmeticError(f"preferences: no end of the interval of parameter {place} within {ROUNDS} rounds.")
-        ends.append(wanted)
+        ends.append(float(wanted))
     return ends[0], ends[1]
 
 
@@ -88,7 +88,7 @@ def ratio(model: Model, best: Vector, over: int, under: int, confidence: float) 
     Directions (w_under, w_over) = L (cos, sin)(psi), L L' their covariance, make D nearly proportional to
     sin^2(psi - psi_hat): it rises up to a right angle from the estimate, where the search ends.
     """
-    top, basis = model.value(best), model.free
+    top, basis = model.at(best).value, model.free
     limit = float(chi2.ppf(confidence, 1))
     pair = [under, over]
     shape = np.linalg.cholesky(model.covariance(best)[np.ix_(pair, pair)])
@@ -105,7 +105,7 @@ def ratio(model: Model, best: Vector, over: int, under: int, confidence: float) 
         normal[pair] = np.array([-1.0, 1.0]) * direction(psi)[::-1]
         along = constrained(basis, normal)
         memory["theta"] = maximise(model, along @ (along.T @ memory["theta"]), along)
-        return 2 * (top - model.value(memory["theta"])) - limit
+        return 2 * (top - model.at(memory["theta"]).value) - limit
 
     value = float(best[over] / best[under]) if best[under] else math.nan
     ends = []

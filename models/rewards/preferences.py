@@ -7,76 +7,34 @@ ask next in active.py.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import InputError
-from models.rewards.active import choose, random_pairs
+from models.rewards.active import Known, choose, known, random_pairs
 from models.rewards.answers import SIDES, Answers
 from models.rewards.bradley_terry import Model, maximise
 from models.rewards.choices import TIE, Choices, Compared, choices_of, compared
 from models.rewards.intervals import Ratio, profile, ratio
+from models.rewards.preference_config import PreferenceConfig
 from models.rewards.raters import Rater, Split, Together, nothing_left, raters_of, splits, together
 from models.rewards.weeks import Weeks
 
-__all__ = ["Fitted", "PreferenceConfig", "Ratio", "choose", "fit", "random_pairs"]
+__all__ = ["Fitted", "Known", "PreferenceConfig", "Ratio", "choose", "fit", "known", "random_pairs"]
 
 SMALLEST = 1e-9
 """Singular value, of differences in standard deviations, below which they do not tell a direction."""
 
 
 @dataclass(frozen=True)
-class PreferenceConfig:
-    """[learned.preference] of a configuration."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    components: tuple[str, ...] = ()
-    """Reward components that get a weight; all where none is named."""
-    unit: str = ""
-    """Component that trade-offs are told in; the one whose weight is most certain where none is named."""
-    confidence: float = 0.95
-    """Of intervals."""
-    folds: int = 5
-    """Parts that the pairs of user-weeks are cut into: each is held out once, and predicted from the others."""
-    side_sd: float = 1.0
-    """Standard deviation over raters of the log odds of `left` between equals: what a side bias is shrunk by."""
-    reliability_sd: float = 0.5
-    """Standard deviation over raters of their log reliability: what a rater of few answers is shrunk by."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.confidence < 1:
-            raise InputError(f"learned.preference.confidence is {self.confidence}; it must lie between 0 and 1.")
-        if self.folds < 2:
-            raise InputError(f"learned.preference.folds is {self.folds}; two parts or more are needed.")
-        for name in ("side_sd", "reliability_sd"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"learned.preference.{name} is {getattr(self, name)}; it must be above 0.")
-        if self.components and self.unit and self.unit not in self.components:
-            raise InputError(
-                f"learned.preference.unit is {self.unit!r}, none of learned.preference.components; choose one of them."
-            )
-
-
-@dataclass(frozen=True)
-class Fitted:
+class Fitted(Known):
     """What was learned: K components, R raters; weights per raw unit on the scale of the typical rater's noise."""
 
-    components: tuple[str, ...]
-    """[K]"""
-    columns: NDArray[np.int64]
-    """[K] their places in the totals of a user-week."""
-    scale: NDArray[np.float64]
-    """[K] root mean square of the differences compared: the unit in which the weights were fitted."""
-    weights: NDArray[np.float64]
-    """[K]"""
     intervals: NDArray[np.float64]
-    """[K, 2] by the profile likelihood; NaN where they were not asked for."""
-    covariance: NDArray[np.float64]
-    """[K, K] of the weights: inverse curvature at the maximum, all else fitted along."""
+    """[K, 2] of the weights by the profile likelihood; NaN where they were not asked for."""
     tie: float
     """nu of Davidson: a tie's odds against either answer between equals are nu to 1; 0 where nobody tied."""
     raters: tuple[Rater, ...]
@@ -93,11 +51,6 @@ class Fitted:
     theta: NDArray[np.float64]
     """[P] the maximum, in the model's own units."""
 
-    def utility(self, weeks: Weeks) -> NDArray[np.float64]:
-        """[W] w.phi of every week."""
-        found: NDArray[np.float64] = weeks.totals[:, self.columns] @ self.weights
-        return found
-
 
 def fit(
     weeks: Weeks,
@@ -105,20 +58,17 @@ def fit(
     answers: Answers,
     config: PreferenceConfig | None = None,
     intervals: bool = True,
+    trade_offs: bool = True,
 ) -> Fitted:
     """Weights of the components among `rewards`, the columns of weeks.totals, from what raters said of `weeks`.
 
-    `intervals=False` leaves out intervals and ratios, which take most of the time. Raises InputError where a component
-    is unknown, answers name unknown weeks, are too few, all on one side, all ties, or cancel one another, and where
-    they cannot tell a component's weight.
+    `intervals=False` leaves out all intervals and ratios, `trade_offs=False` all but the weights': they take most of
+    the time. Raises InputError as `columns_of` does, where answers name unknown weeks, are too few, all on one side,
+    all ties, or cancel one another, and where they cannot tell a component's weight.
     """
     config = config or PreferenceConfig()
-    components = config.components or rewards
-    columns = _columns(components, rewards)
-    if config.unit and config.unit not in components:
-        raise InputError(
-            f"learned.preference.unit is {config.unit!r}; the components are {', '.join(components)}: name one."
-        )
+    columns = columns_of(config, rewards)
+    components = tuple(rewards[column] for column in columns)
     pairs = compared(weeks, answers)
     choices = choices_of(weeks, columns, answers)
     check(pairs, answers, choices, components)
@@ -126,14 +76,81 @@ def fit(
     model = model_of(choices, scale, len(answers.raters), config)
     _check_identified(choices.differences / scale, components)
     theta = maximise(model, np.zeros(model.size), model.free)
-    return _fitted(weeks, answers, pairs, config, components, columns, scale, model, theta, intervals)
+    size, cover = len(components), model.covariance(theta)
+    weights = theta[:size] / scale
+    unit = config.unit or components[int(np.argmax(np.abs(theta[:size]) / np.sqrt(np.diag(cover)[:size])))]
+    utility = weeks.totals[:, columns] @ weights
+    return Fitted(
+        components=components,
+        columns=columns,
+        scale=scale,
+        weights=weights,
+        covariance=cover[:size, :size] / np.outer(scale, scale),
+        intervals=_ends(model, theta, config, range(size), intervals) / scale[:, None],
+        tie=math.exp(theta[size]) if model.ties else 0.0,
+        raters=_raters(pairs, answers, config, model, theta, utility, intervals and trade_offs),
+        splits=splits(pairs, utility, weeks.id),
+        together=together(pairs, answers.raters),
+        unit=unit,
+        ratios=_ratios(model, theta, config, components, scale, unit) if intervals and trade_offs else {},
+        log_likelihood=model.log_likelihood(theta),
+        model=model,
+        theta=theta,
+    )
 
 
-def _columns(components: tuple[str, ...], rewards: tuple[str, ...]) -> NDArray[np.int64]:
+def _ends(
+    model: Model, theta: NDArray[np.float64], config: PreferenceConfig, places: Iterable[int], wanted: bool
+) -> NDArray[np.float64]:
+    """[., 2] ends of the intervals of the parameters at `places`, NaN where they are not wanted."""
+    found = [profile(model, theta, place, config.confidence) if wanted else (math.nan, math.nan) for place in places]
+    return np.array(found)
+
+
+def _ratios(
+    model: Model,
+    theta: NDArray[np.float64],
+    config: PreferenceConfig,
+    components: tuple[str, ...],
+    scale: NDArray[np.float64],
+    unit: str,
+) -> dict[str, Ratio]:
+    under = components.index(unit)
+    return {
+        name: ratio(model, theta, over, under, config.confidence).times(float(scale[under] / scale[over]))
+        for over, name in enumerate(components)
+        if over != under
+    }
+
+
+def _raters(
+    pairs: Compared,
+    answers: Answers,
+    config: PreferenceConfig,
+    model: Model,
+    theta: NDArray[np.float64],
+    utility: NDArray[np.float64],
+    intervals: bool,
+) -> tuple[Rater, ...]:
+    names, sides = answers.raters, {}
+    for code in np.unique(pairs.rater).tolist() if intervals else []:
+        sides[code] = profile(model, theta, model.sides.start + code, config.confidence)
+    ranked = np.bincount([names.index(each.rater) for each in answers.rankings], minlength=len(names))
+    ends = [sides.get(code) for code in range(len(names))]
+    return raters_of(pairs, utility, names, ranked, np.exp(theta[model.reliabilities]), theta[model.sides], ends)
+
+
+def columns_of(config: PreferenceConfig, rewards: tuple[str, ...]) -> NDArray[np.int64]:
+    """[K] places among `rewards` of the components that get a weight. Raises InputError naming one that is unknown."""
+    components = config.components or rewards
     unknown = [name for name in components if name not in rewards]
     if unknown:
         raise InputError(
             f"learned.preference.components: {unknown[0]!r} is no reward component; there are {', '.join(rewards)}."
+        )
+    if config.unit and config.unit not in components:
+        raise InputError(
+            f"learned.preference.unit is {config.unit!r}; the components are {', '.join(components)}: name one."
         )
     return np.array([rewards.index(name) for name in components], dtype=np.int64)
 
@@ -202,62 +219,15 @@ def scale_of(choices: Choices) -> NDArray[np.float64]:
 
 def model_of(choices: Choices, scale: NDArray[np.float64], raters: int, config: PreferenceConfig) -> Model:
     """The likelihood of `choices`, their features in units of `scale` [K]."""
-    scaled = replace(choices, features=choices.features / scale)
+    rows = np.arange(len(choices.chosen))
+    ties = bool((choices.tie[rows, choices.chosen] > 0).any())
+    # Where nobody tied, tau is -infinity.
+    there = choices.there if ties else choices.there & (choices.tie == 0)
+    scaled = replace(choices, features=choices.features / scale, there=there)
     values, directions = np.linalg.svd(scaled.differences, full_matrices=True)[1:]
-    rows = directions[: len(values)][values > SMALLEST * max(float(values.max(initial=0.0)), 1e-300)]
-    ties = bool((choices.tie[np.arange(len(choices.chosen)), choices.chosen] > 0).any())
+    told = directions[: len(values)][values > SMALLEST * max(float(values.max(initial=0.0)), 1e-300)]
     size = choices.features.shape[2]
-    identified = np.zeros((size + 1, len(rows) + ties))
-    identified[:size, : len(rows)] = rows.T
-    identified[size, len(rows) :] = 1.0
+    identified = np.zeros((size + 1, len(told) + ties))
+    identified[:size, : len(told)] = told.T
+    identified[size, len(told) :] = 1.0
     return Model(scaled, raters, config.side_sd, config.reliability_sd, identified)
-
-
-def _fitted(
-    weeks: Weeks,
-    answers: Answers,
-    pairs: Compared,
-    config: PreferenceConfig,
-    components: tuple[str, ...],
-    columns: NDArray[np.int64],
-    scale: NDArray[np.float64],
-    model: Model,
-    theta: NDArray[np.float64],
-    intervals: bool,
-) -> Fitted:
-    size, names = len(components), answers.raters
-    cover = model.covariance(theta)
-    weights = theta[:size] / scale
-    ends = np.full((size, 2), np.nan)
-    unit = config.unit or components[int(np.argmax(np.abs(theta[:size]) / np.sqrt(np.diag(cover)[:size])))]
-    ratios = {}
-    sides: list[tuple[float, float] | None] = [None] * len(names)
-    if intervals:
-        ends = np.array([profile(model, theta, place, config.confidence) for place in range(size)]) / scale[:, None]
-        under = components.index(unit)
-        for over, name in enumerate(components):
-            if over != under:
-                found = ratio(model, theta, over, under, config.confidence)
-                ratios[name] = found.times(float(scale[under] / scale[over]))
-        for rater in np.unique(pairs.rater):
-            sides[rater] = profile(model, theta, model.sides.start + int(rater), config.confidence)
-    utility = weeks.totals[:, columns] @ weights
-    ranked = np.bincount([names.index(each.rater) for each in answers.rankings], minlength=len(names))
-    raters = raters_of(pairs, utility, names, ranked, np.exp(theta[model.reliabilities]), theta[model.sides], sides)
-    return Fitted(
-        components=components,
-        columns=columns,
-        scale=scale,
-        weights=weights,
-        intervals=ends,
-        covariance=cover[:size, :size] / np.outer(scale, scale),
-        tie=math.exp(theta[size]) if model.ties else 0.0,
-        raters=raters,
-        splits=splits(pairs, utility, weeks.id),
-        together=together(pairs, names),
-        unit=unit,
-        ratios=ratios,
-        log_likelihood=model.log_likelihood(theta),
-        model=model,
-        theta=theta,
-    )

@@ -14,8 +14,8 @@ from models.contract import SPLITS
 from models.errors import InputError
 from models.rewards import answers as said
 from models.rewards import store
+from models.rewards.active import choose, known, random_pairs
 from models.rewards.asking import Question, repeated, with_repeats
-from models.rewards.preferences import choose, random_pairs
 from models.rewards.weeks import Weeks, weeks_of
 from models.table import Transitions
 from pipelines.config import Config
@@ -94,39 +94,13 @@ def go_on(config_path: Path, name: str | None, files: Sequence[str]) -> str:
     return shlex.join(["tactful", "rewards", "fit", str(config_path), name or "NAME", *told])
 
 
-@dataclass(frozen=True)
-class Doubts:
-    """What a stored reward leaves open of its K weights, as `choose` reads it."""
-
-    columns: NDArray[np.int64]
-    """[K] places of its components in the totals of a user-week."""
-    scale: NDArray[np.float64]
-    """[K] unit of each component."""
-    weights: NDArray[np.float64]
-    """[K]"""
-    covariance: NDArray[np.float64]
-    """[K, K]"""
-
-
-def doubts_of(stored: store.Stored, log: Transitions, weeks: Weeks) -> Doubts:
-    """The weights of a learned reward and their covariance. Raises InputError where this log lacks a component."""
-    names, rewards = list(stored.facts["rewards"]), log.contract.rewards
-    lacking = [name for name in names if name not in rewards]
-    if lacking:
-        raise InputError(f"{stored.name}: it weighs {lacking[0]!r}, no reward component of this log; learn it again.")
-    columns = np.array([rewards.index(name) for name in names])
-    spread = weeks.totals[:, columns].std(axis=0)
-    weights = np.array([stored.facts["weights"][name] for name in names])
-    return Doubts(columns, np.where(spread > 0, spread, 1.0), weights, np.array(stored.facts["covariance"]))
-
-
 def _chosen(config: Config, request: Request, log: Transitions, weeks: Weeks, n: int) -> tuple[NDArray[np.int64], str]:
     asked = _asked(request, weeks)
     if request.name is not None and store.versions(config.rewards_path, request.name):
         version = config.learned.versions.get(request.name)
         stored = store.read(config.rewards_path, request.name, version)
         if stored.kind == "weights":
-            chosen = choose(doubts_of(stored, log, weeks), weeks, asked, n, request.seed)
+            chosen = choose(known(stored, log.contract.rewards), weeks, asked, n, request.seed)
             return chosen, f"what {stored.name} v{stored.version} leaves open"
     return random_pairs(weeks, asked, n, np.random.default_rng(request.seed)), "chance"
 

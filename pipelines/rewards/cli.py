@@ -15,6 +15,35 @@ def rewards() -> None:
     """Commands are added below, one for each way."""
 
 
+RewardName = Annotated[
+    str, typer.Argument(metavar="NAME", help="The learned reward; letters, digits and _.", show_default=False)
+]
+AnswerFiles = Annotated[
+    list[Path], typer.Option("--answers", metavar="FILE", help="Answers as JSON lines; may be given again.")
+]
+
+
+@app.command()
+def fit(config: ConfigPath, name: RewardName, answers: AnswerFiles, overrides: Overrides = None) -> None:
+    """Learn weights of the reward components from answers: which of two user-weeks went better."""
+    from pipelines.rewards import fitting
+
+    fitting.run_fit(loaded(config, overrides), name, answers)
+
+
+@app.command()
+def report(
+    config: ConfigPath,
+    name: RewardName,
+    overrides: Overrides = None,
+    version: Annotated[int | None, typer.Option(help="By default the one in use, else the newest.")] = None,
+) -> None:
+    """Write what was learned as a page: accuracy, calibration, trade-offs, raters, and what could not be learned."""
+    from pipelines.rewards import weights_page
+
+    weights_page.run_report(loaded(config, overrides), name, version)
+
+
 @app.command()
 def ask(
     config: ConfigPath,

@@ -146,6 +146,10 @@ def test_a_browser_that_keeps_nothing_is_told_and_goes_on(page: Page, tmp_path: 
     page.press("ArrowLeft")
     assert page.evaluate(SHOWN).startswith("Pair 2 of 3")
     assert page.complaints == []
+    # Whoever leaves is asked whether to lose what was answered.
+    page.dialogs.clear()
+    page.reload()
+    assert page.dialogs == ["beforeunload"]
 
 
 def test_a_key_held_down_and_a_shortcut_are_no_answers(page: Page, tmp_path: Path, weeks: Weeks) -> None:
@@ -170,16 +174,21 @@ def test_space_presses_the_button_that_has_the_focus(page: Page, tmp_path: Path,
 @pytest.mark.parametrize("width", [1280, 360])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_everything_fits_and_can_be_read(page: Page, tmp_path: Path, weeks: Weeks, width: int, scheme: str) -> None:
-    path = written(tmp_path, log(), questions(weeks, 20, repeats=2))
+    path = written(tmp_path, log(), questions(weeks, 2, seed=width), rater=scheme)
     page.open(path, width, scheme)
     page.evaluate("document.querySelectorAll('details').forEach((e) => { e.open = true; })")
 
     assert page.complaints == []
     assert [url for url in page.requests if not url.startswith("data:")] == [path.as_uri()]
-    found = json.loads(page.evaluate(CUT_OFF))
-    assert (found["wide"], found["outside"]) == (0, [])
-    assert page.evaluate(CONTRAST) == []
-    assert page.evaluate("document.querySelectorAll('.timeline .row svg').length") == 16
+    # Eight days of the calendar on each side.
+    assert page.evaluate("document.querySelectorAll('.timeline .row > svg').length") == 16
+    for end in (False, True):
+        assert page.evaluate("document.getElementById('done').hidden") is not end
+        found = json.loads(page.evaluate(CUT_OFF))
+        assert (found["wide"], found["outside"]) == (0, [])
+        assert page.evaluate(CONTRAST) == []
+        page.press("ArrowLeft")
+        page.press("ArrowLeft")
 
 
 CONTRAST = """

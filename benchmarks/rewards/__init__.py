@@ -1,0 +1,1 @@
+"""What learned rewards are worth, held against a truth that no learner sees."""
