@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models import table
 from models.contract import SPLITS
 from models.errors import InputError
 from models.rewards import answers as said
@@ -19,6 +18,7 @@ from models.rewards.asking import Question, repeated, with_repeats
 from models.rewards.weeks import Weeks, weeks_of
 from models.table import Transitions
 from pipelines.config import Config
+from pipelines.estimation import transitions_to_train
 from pipelines.rewards.page import render
 
 LONGEST = 60
@@ -71,7 +71,7 @@ def ask(config: Config, request: Request, config_path: Path) -> Asked:
     Users of the test split are left out: what is learned from the answers may be judged on them. Raises InputError
     where the log has no whole stretch or too few pairs, and where the page cannot be written.
     """
-    log = table.read(config.transitions_path, config.contract)
+    log = transitions_to_train(config)
     weeks = weeks_of(log, config.learned.days, log.split != SPLITS.index("test"))
     again = repeated(request.pairs, request.repeats)
     chosen, by = _chosen(config, request, log, weeks, request.pairs - again)
