@@ -18,6 +18,7 @@ from torch import Tensor
 
 from models.errors import InputError
 from models.network import Population, initial, predicted
+from models.optimise import Descent
 from models.rewards.answers import Answers
 from models.rewards.questions import Compared, Questions, inputs_of, questions_of
 from models.rewards.settings import NetworkConfig
@@ -194,7 +195,7 @@ def _descend(
     answers = len(learned.order)
     drawn = rng.multinomial(answers, np.full(answers, 1 / answers), size=config.members)
     counts = torch.from_numpy(drawn).float() * learned.weight
-    optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    descent = Descent([network], [config.learning_rate] * config.members, config.steps)
     best = torch.full((config.members,), torch.inf)
     kept = [each.detach().clone() for each in network.parameters()]
     at, last = [0] * config.members, 0
@@ -210,10 +211,11 @@ def _descend(
             last = step if better.any() else last
             if step - last >= 10 * config.patience:
                 break
-        optimiser.zero_grad()
         total = (learned.losses(learned.returns(network)) * counts).sum(dim=1) / counts.sum(dim=1).clamp(min=1)
-        total.sum().backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        descent.step(step, total)
+        with torch.no_grad():
+            for each in network.parameters():
+                each.mul_(1 - config.learning_rate * config.weight_decay)
     with torch.no_grad():
         for now, mine in zip(network.parameters(), kept, strict=True):
             now.copy_(mine)
