@@ -71,8 +71,6 @@ class LoopConfig:
     """Probability spread uniformly over the legal actions while a policy gathers the next simulated log."""
 
     def __post_init__(self) -> None:
-        if self.form not in ("weights", "network"):
-            raise InputError(f"learned.loop.form is {self.form!r}; it must be weights or network.")
         if self.candidates < 1:
             raise InputError(f"learned.loop.candidates is {self.candidates}; it must be 1 or more.")
         if not 0 < self.exploration <= 1:
