@@ -87,10 +87,10 @@ def _ask(config: Config, name: str, loop: Loop, number: int, config_path: Path) 
 def chosen(
     config: Config, name: str, loop: Loop, number: int, log: Transitions, weeks: Weeks, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """[n, 2] places in `weeks`: at random at first, then those that the reward tells least of, among the policy's."""
+    """[n, 2] places in `weeks`: of all at first, then those that the reward tells least of among the policy's."""
     wanted = int(loop.begun["pairs"])
     if number == 1:
-        return random_pairs(weeks, np.zeros((0, 2), np.int64), wanted, rng)
+        return choose(None, weeks, np.zeros((0, 2), np.int64), wanted, int(rng.integers(2**31)))
     policy = QPolicy(artifact.load(policy_folder(config, config.gate.candidate)), config.gate.candidate)
     weight = week_weights(log, weeks, policy)
     there = np.flatnonzero(weight > 0)

@@ -51,7 +51,8 @@ def config_of(folder: Path, rater: dict[str, float] | None = None, form: str = "
         "evaluate": {"resamples": 100, "fqe_steps": 20, "baselines": []},
         "gate": GATE,
         "learned": {"loop": {"form": form, **({"rater": rater} if rater else {})},
-                    "network": {"members": 3, "steps": 30}},
+                    "network": {"members": 3, "steps": 30},
+                    "preference": {"components": ["sends", "clicks", "visits", "weekly_active_days"]}},
         **changes,
     }  # fmt: skip
     return validate({**plain, **tree}, "small.toml")
