@@ -24,8 +24,8 @@ from models.rewards import answers, store
 from models.rewards.answers import Pair
 from models.rewards.describe import in_words
 from models.rewards.judge.client import Client, key_from_environment
-from models.rewards.judge.fit import NOTHING, SAYS_A, SAYS_B, SAYS_TIE, Judged, fit_judged
-from models.rewards.judge.judging import Opinion, Session, draw_pairs, judge
+from models.rewards.judge.fit import Judged, fit_judged
+from models.rewards.judge.judging import Opinion, Session, codes_of, draw_pairs, judge
 from models.rewards.judge.prompt import Constitution, constitution
 from models.rewards.judge.settings import JudgeConfig
 from models.rewards.judge.transcript import Transcript
@@ -36,7 +36,6 @@ from pipelines.config import Config
 from pipelines.jobs.steps import write_json
 
 TRANSCRIPT = "judge.jsonl"
-CODES = {"A": SAYS_A, "B": SAYS_B, "tie": SAYS_TIE, None: NOTHING}
 
 
 @dataclass(frozen=True)
@@ -205,8 +204,7 @@ def _heard(session: Session, principles: Constitution, pairs: int) -> dict[str, 
 
 def _estimate(opinions: Sequence[Opinion], weeks: Weeks, log: Transitions, seed: int) -> dict[str, Any]:
     """Corrected weights, flip rate and position bias; `why` there is none where the answers do not tell them."""
-    left, right = (np.array([getattr(each, side) for each in opinions], dtype=np.int64) for side in ("left", "right"))
-    first, second = (np.array([CODES[each.heard[order].said] for each in opinions], dtype=np.int8) for order in (0, 1))
+    left, right, first, second = codes_of(opinions)
     difference = weeks.totals[left] - weeks.totals[right]
     # Of a component that never differs nothing is said, and nothing is taken from the others.
     varies = np.flatnonzero((difference != 0).any(axis=0))
