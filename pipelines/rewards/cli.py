@@ -15,6 +15,60 @@ def rewards() -> None:
     """Commands are added below, one for each way."""
 
 
+RewardName = Annotated[
+    str, typer.Argument(metavar="NAME", help="The learned reward; letters, digits and _.", show_default=False)
+]
+AnswerFiles = Annotated[
+    list[Path], typer.Option("--answers", metavar="FILE", help="Answers as JSON lines; may be given again.")
+]
+
+
+@app.command()
+def fit(config: ConfigPath, name: RewardName, answers: AnswerFiles, overrides: Overrides = None) -> None:
+    """Learn weights of the reward components from answers: which of two user-weeks went better."""
+    from pipelines.rewards import fitting
+
+    fitting.run_fit(loaded(config, overrides), name, answers)
+
+
+@app.command()
+def report(
+    config: ConfigPath,
+    name: RewardName,
+    overrides: Overrides = None,
+    version: Annotated[int | None, typer.Option(help="By default the one in use, else the newest.")] = None,
+) -> None:
+    """Write what was learned as a page: accuracy, calibration, trade-offs, raters, and what could not be learned."""
+    from pipelines.rewards import weights_page
+
+    weights_page.run_report(loaded(config, overrides), name, version)
+
+
+@app.command()
+def loop(
+    config: ConfigPath,
+    name: RewardName,
+    rounds: Annotated[int, typer.Option("--rounds", metavar="R", help="Rounds in all; those done are kept.")] = 3,
+    pairs: Annotated[int, typer.Option("--pairs", metavar="N", help="New pairs of a round.")] = 50,
+    overrides: Overrides = None,
+) -> None:
+    """Ask, fit, train, evaluate, ask about the new policy's weeks, ...; ends with 2 where a person is to answer."""
+    from pipelines.rewards.looping import run_loop
+
+    run_loop(loaded(config, overrides), name, rounds, pairs, config)
+
+
+Name = Annotated[str, typer.Argument(help="What the learned reward is called, as in `learned:NAME`.")]
+
+
+@app.command()
+def goal(config: ConfigPath, name: Name, set_: Overrides = None) -> None:
+    """Learn how likely a state is one worth being in, as [learned.goal] says; a new version of the reward."""
+    from pipelines.rewards.goals import run_goal
+
+    run_goal(loaded(config, set_), name)
+
+
 @app.command()
 def judge(
     config: ConfigPath,
