@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.rewards.weights import TRUTH
 from benchmarks.study.headline import interval
 from benchmarks.study.source import Source, log_of
 from models.rewards.describe import in_words
@@ -44,8 +45,6 @@ from tests.models.rewards.openai_server import Messages, Server, answer, chance,
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 SOURCE = Source(Path("configs/demo.toml"))
-TRUTH = {"sends": -0.17, "clicks": 1.0, "visits": 0.05, "weekly_active_days": 0.5, "disables": -2.0}
-"""The weights of configs/demo.toml, and a little for a visit."""
 WRONG, BIAS, FAULTS, BAR = 0.2, 0.5, 0.05, 0.95
 BROKEN = ("429", "500", "503", "dropped", "truncated", "cut-off", "no-choices", "wrong-schema", "prose", "fenced")
 CONSTITUTION = Path("configs/constitution.md")

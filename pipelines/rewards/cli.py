@@ -24,11 +24,17 @@ AnswerFiles = Annotated[
 
 
 @app.command()
-def fit(config: ConfigPath, name: RewardName, answers: AnswerFiles, overrides: Overrides = None) -> None:
+def fit(
+    config: ConfigPath,
+    name: RewardName,
+    answers: AnswerFiles,
+    overrides: Overrides = None,
+    untrusted: Annotated[bool, typer.Option("--untrusted", help="Also from a judge that is not trusted.")] = False,
+) -> None:
     """Learn weights of the reward components from answers: which of two user-weeks went better."""
     from pipelines.rewards import fitting
 
-    fitting.run_fit(loaded(config, overrides), name, answers)
+    fitting.run_fit(loaded(config, overrides), name, answers, untrusted)
 
 
 @app.command()
@@ -92,7 +98,8 @@ def judge(
     """Have a language model compare user-weeks, and say how far it agrees with people."""
     from rich.console import Console
 
-    from pipelines.rewards.judging import Request, run_judge, shown
+    from pipelines.rewards.judged_shown import shown
+    from pipelines.rewards.judging import Request, run_judge
 
     request = Request(name, pairs, out, human or (), fit, untrusted)
     facts = run_judge(loaded(config, overrides), request, Console(stderr=True))

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from models import table
 from models.contract import SPLITS
 from models.errors import InputError, TactfulError
 from models.rewards import answers, store
@@ -32,10 +32,12 @@ from models.rewards.judge.transcript import Transcript
 from models.rewards.judge.trust import agreement
 from models.rewards.weeks import Weeks, weeks_of
 from models.table import Transitions
+from pipelines import reading
 from pipelines.config import Config
 from pipelines.jobs.steps import write_json
 
 TRANSCRIPT = "judge.jsonl"
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,12 @@ def run_judge(config: Config, request: Request, console: Console | None = None) 
     the budget is used up (what is answered until then is written) and where weights are wanted of an untrusted judge;
     TransientError where the endpoint does not answer.
     """
+    store.check_name(request.name)
     settings = _settings(config)
     principles = constitution(settings.constitution)
     people = _people(request.human)
     _check_out(request.out, settings)
-    log = table.read(config.transitions_path, config.contract)
+    log = reading.logged(config)
     weeks = weeks_of(log, config.learned.days, log.split != SPLITS.index("test"))
     asked = _pairs_of(people, weeks)
     drawn = draw_pairs(len(weeks.id), request.pairs, config.seed, without=asked)
@@ -102,28 +105,6 @@ def run_judge(config: Config, request: Request, console: Console | None = None) 
     if request.fit:
         facts["version"] = _store(config, request, facts, log)
     return facts
-
-
-def shown(facts: dict[str, Any]) -> list[str]:
-    """What a person wants to know of a run, in lines."""
-    found, agreed = facts["estimate"], facts["agreement"]
-    lines = [
-        f"{facts['answered']} of {facts['pairs']} pairs answered in both orders; {facts['conflicts']} change with the "
-        f"order ({facts['first_shown_in_both']} name the week shown first both times, {facts['second_shown_in_both']} "
-        f"the other); {facts['in_no_form']} answers in no form, {facts['given_up']} questions given up.",
-        f"{facts['calls']:,} calls and {facts['tokens']:,} tokens in all.",
-    ]
-    if "why" in found:
-        lines.append(f"Flip rate and position bias are not known: {found['why']}")
-    else:
-        (low, high), (least, most) = found["wrong_interval"], found["bias_interval"]
-        lines.append(
-            f"Wrong answers {found['wrong']:.2f} (95% interval {low:.2f} to {high:.2f}), liking of the week shown "
-            f"first {found['bias']:+.2f} in log odds ({least:+.2f} to {most:+.2f})."
-        )
-    if agreed is not None and agreed["kappa"] is not None:
-        lines.append(f"Of {agreed['pairs']} pairs that people answered too: Cohen's kappa {agreed['kappa']:.2f}.")
-    return [*lines, f"{'Trusted' if facts['trusted'] else 'UNTRUSTED'}: {facts['why']}."]
 
 
 def _settings(config: Config) -> JudgeConfig:
@@ -210,7 +191,7 @@ def _estimate(opinions: Sequence[Opinion], weeks: Weeks, log: Transitions, seed:
     varies = np.flatnonzero((difference != 0).any(axis=0))
     names = [log.contract.rewards[column] for column in varies]
     try:
-        found = fit_judged(difference[:, varies], first, second, seed=seed)
+        found = fit_judged(difference[:, varies], first, second, confidence=CONFIDENCE, seed=seed)
     except InputError as error:
         return {"why": str(error)}
     return _estimated(found, names)
@@ -227,6 +208,7 @@ def _estimated(found: Judged, names: Sequence[str]) -> dict[str, Any]:
         "weights": dict(zip(names, found.weights.tolist(), strict=True)),
         "intervals": dict(zip(names, found.intervals.tolist(), strict=True)),
         "covariance": found.covariance.tolist(),
+        "scale": dict(zip(names, found.scale.tolist(), strict=True)),
         "pairs": found.pairs,
     }
 
@@ -259,9 +241,13 @@ def _store(config: Config, request: Request, facts: dict[str, Any], log: Transit
             "people with --human, or say --untrusted."
         )
     learned = {
-        **{key: found[key] for key in ("rewards", "weights", "intervals", "covariance")},
+        **{key: found[key] for key in ("rewards", "weights", "intervals", "covariance", "scale")},
         "noise": {key: found[key] for key in ("wrong", "wrong_interval", "bias", "bias_interval", "threshold")},
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "units": {name: log.contract.units.get(name, "") for name in found["rewards"]},
+        "confidence": CONFIDENCE,
         "fingerprint": log.fingerprint,
+        "data_version": log.version,
         "answers": facts["sha256"],
         "pairs": found["pairs"],
         "days": facts["days"],

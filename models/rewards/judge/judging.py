@@ -173,12 +173,13 @@ def _in_order(
     waiting: deque[Future[Heard | TactfulError]] = deque()
     with ThreadPoolExecutor(client.settings.concurrency) as pool:
         try:
-            for pair, order in questions:
+            for number, (pair, order) in enumerate(questions):
                 shown = pair if order == 0 else pair[::-1]
                 asked = question(principles, describe(shown[0]), describe(shown[1]))
                 waiting.append(pool.submit(_hear, client, principles, asked))
-                # No further ahead than needed to keep all busy: what is begun is paid for.
-                if len(waiting) >= 2 * client.settings.concurrency:
+                # No further ahead than needed to keep all busy, as what is begun is paid for; and the first one alone,
+                # so that an endpoint that refuses does so once.
+                if number == 0 or len(waiting) >= 2 * client.settings.concurrency:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
