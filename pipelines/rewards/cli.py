@@ -1,7 +1,7 @@
 """The commands of `tactful rewards`: thin over the other files of this folder."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -101,8 +101,10 @@ def judge(
     from pipelines.rewards.judged_shown import shown
     from pipelines.rewards.judging import Request, run_judge
 
+    def tell(facts: dict[str, Any]) -> None:
+        for line in shown(facts):
+            typer.echo(line)
+
     request = Request(name, pairs, out, human or (), fit, untrusted)
-    facts = run_judge(loaded(config, overrides), request, Console(stderr=True))
-    for line in shown(facts):
-        typer.echo(line)
+    facts = run_judge(loaded(config, overrides), request, Console(stderr=True), tell)
     typer.echo(f"Written: {out}" + (f", and version {facts['version']} of {name}" if fit else ""))

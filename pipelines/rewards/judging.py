@@ -56,8 +56,15 @@ class Request:
     """Whether they do so even where the judge is not trusted."""
 
 
-def run_judge(config: Config, request: Request, console: Console | None = None) -> dict[str, Any]:
+def run_judge(
+    config: Config,
+    request: Request,
+    console: Console | None = None,
+    tell: Callable[[dict[str, Any]], None] = lambda facts: None,
+) -> dict[str, Any]:
     """Ask, write answers and facts, and return the facts; users of the test split are left out.
+
+    `tell` gets the facts also where an error follows.
 
     Raises InputError where there is no [learned.judge], no principle or no such pair, where the endpoint refuses, where
     the budget is used up (what is answered until then is written) and where weights are wanted of an untrusted judge;
@@ -65,7 +72,7 @@ def run_judge(config: Config, request: Request, console: Console | None = None) 
     """
     store.check_name(request.name)
     settings = _settings(config)
-    principles = constitution(settings.constitution)
+    principles, key = constitution(settings.constitution), key_from_environment(settings)
     people = _people(request.human)
     _check_out(request.out, settings)
     log = reading.logged(config)
@@ -74,17 +81,18 @@ def run_judge(config: Config, request: Request, console: Console | None = None) 
     drawn = draw_pairs(len(weeks.id), request.pairs, config.seed, without=asked)
     path = config.rewards_path / request.name / TRANSCRIPT
     with Transcript(path) as kept, _progress(console, 2 * (len(asked) + len(drawn))) as progress:
-        client = Client(settings, kept, key_from_environment(settings))
+        client = Client(settings, kept, key)
         session = judge(client, principles, [*asked, *drawn], lambda place: in_words(log, weeks, place), progress)
     # Pairs that people answered come first.
-    for_people = [each for each in session.opinions if (each.left, each.right) in set(asked)]
-    given = _as_pairs(session.opinions[len(for_people) :], weeks, settings)
+    theirs = frozenset(asked)
+    first = sum((each.left, each.right) in theirs for each in session.opinions)
+    for_people, given = (
+        Session(each).pairs(weeks.id, settings.rater, settings.conflicts)
+        for each in (session.opinions[:first], session.opinions[first:])
+    )
     facts: dict[str, Any] = {
-        "rater": settings.rater,
-        "endpoint": settings.endpoint,
-        "temperature": settings.temperature,
-        "constitution": {"path": str(settings.constitution), "sha256": principles.sha256},
-        **_trust(_as_pairs(for_people, weeks, settings), people, settings),
+        **_who(settings, principles),
+        **_trust(for_people, people, settings),
         **_heard(session, principles, len(asked) + len(drawn)),
         "estimate": _estimate(session.opinions, weeks, log, config.seed),
         "calls": kept.calls,
@@ -96,6 +104,8 @@ def run_judge(config: Config, request: Request, console: Console | None = None) 
     if given:
         facts["sha256"] = _write(request.out, given)
         write_json(answers.facts_path(request.out), facts)
+    if session.opinions:
+        tell(facts)
     if session.stopped is not None:
         raise _with_progress(session.stopped, facts, request.out if given else None)
     if not given:
@@ -141,8 +151,13 @@ def _pairs_of(people: Sequence[Pair], weeks: Weeks) -> list[tuple[int, int]]:
     return list({frozenset(each): each for each in ends}.values())
 
 
-def _as_pairs(opinions: Sequence[Opinion], weeks: Weeks, settings: JudgeConfig) -> list[Pair]:
-    return Session(list(opinions)).pairs(weeks.id, settings.rater, settings.conflicts)
+def _who(settings: JudgeConfig, principles: Constitution) -> dict[str, Any]:
+    return {
+        "rater": settings.rater,
+        "endpoint": settings.endpoint,
+        "temperature": settings.temperature,
+        "constitution": {"path": str(settings.constitution), "sha256": principles.sha256},
+    }
 
 
 def _trust(judged: Sequence[Pair], people: Sequence[Pair], settings: JudgeConfig) -> dict[str, Any]:

@@ -259,6 +259,7 @@ def test_a_budget_stops_with_a_word_and_a_larger_one_goes_on(run_dir: Path, serv
         r"answered in both orders, written to .*answers\.jsonl",
         str(done.exception),
     )
+    assert "20 of 50 pairs answered in both orders" in done.stdout
     assert len(answers.read([out], untrusted=True).pairs) == 20
     done = command(run_dir, server.url, "poor", "--pairs", "50", "--out", str(out))
     assert done.exit_code == 0
