@@ -1,7 +1,7 @@
 """The commands of `tactful rewards`: thin over the other files of this folder."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -33,12 +33,13 @@ def fit(
         typer.Option("--form", help="Weights of the components, or a network over state, action and outcome."),
     ] = "weights",
     overrides: Overrides = None,
+    untrusted: Annotated[bool, typer.Option("--untrusted", help="Also from a judge that is not trusted.")] = False,
 ) -> None:
     """Learn a reward from answers to which of two user-weeks went better."""
     from pipelines.rewards import fitting, fitting_network
 
     learn = fitting.run_fit if form == "weights" else fitting_network.run_network
-    learn(loaded(config, overrides), name, answers)
+    learn(loaded(config, overrides), name, answers, untrusted)
 
 
 @app.command()
@@ -102,12 +103,15 @@ def judge(
     """Have a language model compare user-weeks, and say how far it agrees with people."""
     from rich.console import Console
 
-    from pipelines.rewards.judging import Request, run_judge, shown
+    from pipelines.rewards.judged_shown import shown
+    from pipelines.rewards.judging import Request, run_judge
+
+    def tell(facts: dict[str, Any]) -> None:
+        for line in shown(facts):
+            typer.echo(line)
 
     request = Request(name, pairs, out, human or (), fit, untrusted)
-    facts = run_judge(loaded(config, overrides), request, Console(stderr=True))
-    for line in shown(facts):
-        typer.echo(line)
+    facts = run_judge(loaded(config, overrides), request, Console(stderr=True), tell)
     typer.echo(f"Written: {out}" + (f", and version {facts['version']} of {name}" if fit else ""))
 
 

@@ -29,13 +29,13 @@ SPLITS_SHOWN = 50
 """Pairs on which raters split that are written down; their number is told in full."""
 
 
-def run_fit(config: Config, name: str, files: Sequence[Path]) -> Stored:
+def run_fit(config: Config, name: str, files: Sequence[Path], untrusted: bool = False) -> Stored:
     """Learn weights from `files` of answers about the newest transitions, and write them as the next version of `name`.
 
     Raises InputError as `answers.read`, `table.read`, `weeks_of` and `fit` do.
     """
     with step(config, f"rewards_fit_{name}") as result:
-        answers = told.read(files)
+        answers = told.read(files, untrusted)
         transitions = reading.logged(config)
         weeks = weeks_of(transitions, config.learned.days)
         facts = learned_facts(config, transitions, weeks, answers) | {"answers": digest(files)}

@@ -13,15 +13,17 @@ from pipelines.config import Config
 from pipelines.jobs.steps import console, step
 
 
-def run_network(config: Config, name: str, files: Sequence[Path]) -> Stored:
+def run_network(config: Config, name: str, files: Sequence[Path], untrusted: bool = False) -> Stored:
     """Learn a network from `files` of answers about the log, and write it as the next version of `name`.
+
+    `untrusted` answers of a judge count where that is asked for.
 
     Raises InputError as `answers.read`, `table.read`, `weeks_of` and `models.rewards.network.fit` do.
     """
     with step(config, f"rewards_fit_{name}") as result:
         log = reading.logged(config)
         weeks = weeks_of(log, config.learned.days)
-        found = network.fit([(log, weeks)], told.read(files), config.learned.network, config.seed)
+        found = network.fit([(log, weeks)], told.read(files, untrusted), config.learned.network, config.seed)
         created = datetime.now(UTC).isoformat(timespec="seconds")
         facts = {**found.facts, "days": config.learned.days, "data_version": log.version, "created_at": created}
         stored = store.add(config.rewards_path, name, "network", facts, found.tensors)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,26 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from models import table
 from models.contract import SPLITS
 from models.errors import InputError, TactfulError
 from models.rewards import answers, store
 from models.rewards.answers import Pair
 from models.rewards.describe import in_words
 from models.rewards.judge.client import Client, key_from_environment
-from models.rewards.judge.fit import NOTHING, SAYS_A, SAYS_B, SAYS_TIE, Judged, fit_judged
-from models.rewards.judge.judging import Opinion, Session, draw_pairs, judge
+from models.rewards.judge.fit import Judged, fit_judged
+from models.rewards.judge.judging import Opinion, Session, codes_of, draw_pairs, judge
 from models.rewards.judge.prompt import Constitution, constitution
 from models.rewards.judge.settings import JudgeConfig
 from models.rewards.judge.transcript import Transcript
 from models.rewards.judge.trust import agreement
 from models.rewards.weeks import Weeks, weeks_of
 from models.table import Transitions
+from pipelines import reading
 from pipelines.config import Config
 from pipelines.jobs.steps import write_json
 
 TRANSCRIPT = "judge.jsonl"
-CODES = {"A": SAYS_A, "B": SAYS_B, "tie": SAYS_TIE, None: NOTHING}
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -55,34 +56,43 @@ class Request:
     """Whether they do so even where the judge is not trusted."""
 
 
-def run_judge(config: Config, request: Request, console: Console | None = None) -> dict[str, Any]:
+def run_judge(
+    config: Config,
+    request: Request,
+    console: Console | None = None,
+    tell: Callable[[dict[str, Any]], None] = lambda facts: None,
+) -> dict[str, Any]:
     """Ask, write answers and facts, and return the facts; users of the test split are left out.
+
+    `tell` gets the facts also where an error follows.
 
     Raises InputError where there is no [learned.judge], no principle or no such pair, where the endpoint refuses, where
     the budget is used up (what is answered until then is written) and where weights are wanted of an untrusted judge;
     TransientError where the endpoint does not answer.
     """
+    store.check_name(request.name)
     settings = _settings(config)
-    principles = constitution(settings.constitution)
+    principles, key = constitution(settings.constitution), key_from_environment(settings)
     people = _people(request.human)
     _check_out(request.out, settings)
-    log = table.read(config.transitions_path, config.contract)
+    log = reading.logged(config)
     weeks = weeks_of(log, config.learned.days, log.split != SPLITS.index("test"))
     asked = _pairs_of(people, weeks)
     drawn = draw_pairs(len(weeks.id), request.pairs, config.seed, without=asked)
     path = config.rewards_path / request.name / TRANSCRIPT
     with Transcript(path) as kept, _progress(console, 2 * (len(asked) + len(drawn))) as progress:
-        client = Client(settings, kept, key_from_environment(settings))
+        client = Client(settings, kept, key)
         session = judge(client, principles, [*asked, *drawn], lambda place: in_words(log, weeks, place), progress)
     # Pairs that people answered come first.
-    for_people = [each for each in session.opinions if (each.left, each.right) in set(asked)]
-    given = _as_pairs(session.opinions[len(for_people) :], weeks, settings)
+    theirs = frozenset(asked)
+    first = sum((each.left, each.right) in theirs for each in session.opinions)
+    for_people, given = (
+        Session(each).pairs(weeks.id, settings.rater, settings.conflicts)
+        for each in (session.opinions[:first], session.opinions[first:])
+    )
     facts: dict[str, Any] = {
-        "rater": settings.rater,
-        "endpoint": settings.endpoint,
-        "temperature": settings.temperature,
-        "constitution": {"path": str(settings.constitution), "sha256": principles.sha256},
-        **_trust(_as_pairs(for_people, weeks, settings), people, settings),
+        **_who(settings, principles),
+        **_trust(for_people, people, settings),
         **_heard(session, principles, len(asked) + len(drawn)),
         "estimate": _estimate(session.opinions, weeks, log, config.seed),
         "calls": kept.calls,
@@ -94,6 +104,8 @@ def run_judge(config: Config, request: Request, console: Console | None = None) 
     if given:
         facts["sha256"] = _write(request.out, given)
         write_json(answers.facts_path(request.out), facts)
+    if session.opinions:
+        tell(facts)
     if session.stopped is not None:
         raise _with_progress(session.stopped, facts, request.out if given else None)
     if not given:
@@ -103,28 +115,6 @@ def run_judge(config: Config, request: Request, console: Console | None = None) 
     if request.fit:
         facts["version"] = _store(config, request, facts, log)
     return facts
-
-
-def shown(facts: dict[str, Any]) -> list[str]:
-    """What a person wants to know of a run, in lines."""
-    found, agreed = facts["estimate"], facts["agreement"]
-    lines = [
-        f"{facts['answered']} of {facts['pairs']} pairs answered in both orders; {facts['conflicts']} change with the "
-        f"order ({facts['first_shown_in_both']} name the week shown first both times, {facts['second_shown_in_both']} "
-        f"the other); {facts['in_no_form']} answers in no form, {facts['given_up']} questions given up.",
-        f"{facts['calls']:,} calls and {facts['tokens']:,} tokens in all.",
-    ]
-    if "why" in found:
-        lines.append(f"Flip rate and position bias are not known: {found['why']}")
-    else:
-        (low, high), (least, most) = found["wrong_interval"], found["bias_interval"]
-        lines.append(
-            f"Wrong answers {found['wrong']:.2f} (95% interval {low:.2f} to {high:.2f}), liking of the week shown "
-            f"first {found['bias']:+.2f} in log odds ({least:+.2f} to {most:+.2f})."
-        )
-    if agreed is not None and agreed["kappa"] is not None:
-        lines.append(f"Of {agreed['pairs']} pairs that people answered too: Cohen's kappa {agreed['kappa']:.2f}.")
-    return [*lines, f"{'Trusted' if facts['trusted'] else 'UNTRUSTED'}: {facts['why']}."]
 
 
 def _settings(config: Config) -> JudgeConfig:
@@ -161,8 +151,13 @@ def _pairs_of(people: Sequence[Pair], weeks: Weeks) -> list[tuple[int, int]]:
     return list({frozenset(each): each for each in ends}.values())
 
 
-def _as_pairs(opinions: Sequence[Opinion], weeks: Weeks, settings: JudgeConfig) -> list[Pair]:
-    return Session(list(opinions)).pairs(weeks.id, settings.rater, settings.conflicts)
+def _who(settings: JudgeConfig, principles: Constitution) -> dict[str, Any]:
+    return {
+        "rater": settings.rater,
+        "endpoint": settings.endpoint,
+        "temperature": settings.temperature,
+        "constitution": {"path": str(settings.constitution), "sha256": principles.sha256},
+    }
 
 
 def _trust(judged: Sequence[Pair], people: Sequence[Pair], settings: JudgeConfig) -> dict[str, Any]:
@@ -205,14 +200,13 @@ def _heard(session: Session, principles: Constitution, pairs: int) -> dict[str, 
 
 def _estimate(opinions: Sequence[Opinion], weeks: Weeks, log: Transitions, seed: int) -> dict[str, Any]:
     """Corrected weights, flip rate and position bias; `why` there is none where the answers do not tell them."""
-    left, right = (np.array([getattr(each, side) for each in opinions], dtype=np.int64) for side in ("left", "right"))
-    first, second = (np.array([CODES[each.heard[order].said] for each in opinions], dtype=np.int8) for order in (0, 1))
+    left, right, first, second = codes_of(opinions)
     difference = weeks.totals[left] - weeks.totals[right]
     # Of a component that never differs nothing is said, and nothing is taken from the others.
     varies = np.flatnonzero((difference != 0).any(axis=0))
     names = [log.contract.rewards[column] for column in varies]
     try:
-        found = fit_judged(difference[:, varies], first, second, seed=seed)
+        found = fit_judged(difference[:, varies], first, second, confidence=CONFIDENCE, seed=seed)
     except InputError as error:
         return {"why": str(error)}
     return _estimated(found, names)
@@ -229,6 +223,7 @@ def _estimated(found: Judged, names: Sequence[str]) -> dict[str, Any]:
         "weights": dict(zip(names, found.weights.tolist(), strict=True)),
         "intervals": dict(zip(names, found.intervals.tolist(), strict=True)),
         "covariance": found.covariance.tolist(),
+        "scale": dict(zip(names, found.scale.tolist(), strict=True)),
         "pairs": found.pairs,
     }
 
@@ -261,9 +256,13 @@ def _store(config: Config, request: Request, facts: dict[str, Any], log: Transit
             "people with --human, or say --untrusted."
         )
     learned = {
-        **{key: found[key] for key in ("rewards", "weights", "intervals", "covariance")},
+        **{key: found[key] for key in ("rewards", "weights", "intervals", "covariance", "scale")},
         "noise": {key: found[key] for key in ("wrong", "wrong_interval", "bias", "bias_interval", "threshold")},
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "units": {name: log.contract.units.get(name, "") for name in found["rewards"]},
+        "confidence": CONFIDENCE,
         "fingerprint": log.fingerprint,
+        "data_version": log.version,
         "answers": facts["sha256"],
         "pairs": found["pairs"],
         "days": facts["days"],

@@ -104,7 +104,7 @@ class Client:
         Raises InputError where the endpoint refuses (key, model, request), OutOfBudgetError, and GaveUpError after the
         last retry.
         """
-        posted = body(self.settings.model, self.settings.temperature, self.settings.max_tokens, messages)
+        posted = body(self.settings, messages)
         name = key_of(posted)
         known = self.transcript.answered.get(name)
         if known is not None:

@@ -42,6 +42,8 @@ class Judged:
     """[K, 2]"""
     covariance: Floats
     """[K, K] of the weights, over resamples."""
+    scale: Floats
+    """[K] root mean square of the differences that were shown."""
     bias: float
     """b: above 0 the week shown first is favoured; e^b are its odds where the weeks are equal."""
     bias_interval: tuple[float, float]
@@ -103,6 +105,7 @@ def fit_judged(
         weights=found[:k] / scale,
         intervals=np.column_stack([low[:k], high[:k]]) / scale[:, None],
         covariance=np.cov(drawn[:, :k] / scale, rowvar=False).reshape(k, k),
+        scale=scale,
         bias=float(found[k]),
         bias_interval=(float(low[k]), float(high[k])),
         wrong=float(found[k + 1]),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from models.errors import InputError, TactfulError
 from models.rewards.answers import Pair, Side
 from models.rewards.judge.client import Client, GaveUpError, OutOfBudgetError, Reply
+from models.rewards.judge.fit import NOTHING, SAYS_A, SAYS_B, SAYS_TIE, Codes
 from models.rewards.judge.parsing import Said
 from models.rewards.judge.prompt import Constitution, again, question
 
@@ -25,6 +26,8 @@ NAMED: dict[int, dict[Said, Side]] = {
     1: {"A": "right", "B": "left", "tie": "tie"},
 }
 """By order, 0 with the left week shown as A: which week an answer names."""
+
+CODES = {"A": SAYS_A, "B": SAYS_B, "tie": SAYS_TIE, None: NOTHING}
 
 Describe = Callable[[int], str]
 """Place of a user-week in Weeks -> what happened in it, in words, without identifiers."""
@@ -91,6 +94,13 @@ class Session:
         """The answers, as people's are written down."""
         found = [(each, each.answer(conflicts)) for each in self.opinions]
         return [Pair(str(ids[each.left]), str(ids[each.right]), said, rater) for each, said in found if said]
+
+
+def codes_of(opinions: Sequence[Opinion]) -> tuple[NDArray[np.int64], NDArray[np.int64], Codes, Codes]:
+    """Of every pair the places of both weeks, and what was said in either order, as `fit_judged` takes it."""
+    left, right = (np.array([getattr(each, side) for each in opinions], dtype=np.int64) for side in ("left", "right"))
+    first, second = (np.array([CODES[each.heard[order].said] for each in opinions], dtype=np.int8) for order in (0, 1))
+    return left, right, first, second
 
 
 def draw_pairs(weeks: int, count: int, seed: int, without: Sequence[tuple[int, int]] = ()) -> list[tuple[int, int]]:
@@ -163,12 +173,13 @@ def _in_order(
     waiting: deque[Future[Heard | TactfulError]] = deque()
     with ThreadPoolExecutor(client.settings.concurrency) as pool:
         try:
-            for pair, order in questions:
+            for number, (pair, order) in enumerate(questions):
                 shown = pair if order == 0 else pair[::-1]
                 asked = question(principles, describe(shown[0]), describe(shown[1]))
                 waiting.append(pool.submit(_hear, client, principles, asked))
-                # No further ahead than needed to keep all busy: what is begun is paid for.
-                if len(waiting) >= 2 * client.settings.concurrency:
+                # No further ahead than needed to keep all busy, as what is begun is paid for; and the first one alone,
+                # so that an endpoint that refuses does so once.
+                if number == 0 or len(waiting) >= 2 * client.settings.concurrency:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import InputError
+from models.rewards.judge.settings import JudgeConfig
 
 Message = dict[str, str]
 """{"role": "system" | "user" | "assistant", "content": text}"""
@@ -92,6 +93,13 @@ def harmless(text: str) -> str:
     return FENCE.sub(lambda found: found[0].replace("<", "("), plain).strip()
 
 
-def body(model: str, temperature: float, max_tokens: int, messages: list[Message]) -> dict[str, Any]:
+def body(settings: JudgeConfig, messages: list[Message]) -> dict[str, Any]:
     """What is posted."""
-    return {"model": model, "temperature": temperature, "max_tokens": max_tokens, "messages": messages}
+    longest = {"max_tokens": settings.max_tokens} if settings.max_tokens else {}
+    return {
+        "model": settings.model,
+        "temperature": settings.temperature,
+        **longest,
+        **settings.extra,
+        "messages": messages,
+    }

@@ -1,12 +1,22 @@
 """Which judge is asked, by which principles, and at what cost."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
 from models.errors import InputError
+
+OURS = {
+    "model": "learned.judge.model says so",
+    "temperature": "learned.judge.temperature says so",
+    "max_tokens": "learned.judge.max_tokens says so",
+    "messages": "the question is written by the program",
+    "stream": "an answer is read whole",
+    "n": "one answer is read",
+}
+"""Keys of the request that `extra` may not set, and why."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +36,9 @@ class JudgeConfig:
     written nowhere."""
     temperature: float = 0.0
     max_tokens: int = 400
-    """Longest answer that is paid for. A model that thinks aloud needs more."""
+    """Longest answer that is paid for; a model that thinks aloud needs more. 0 asks for no limit."""
+    extra: dict[str, str | int | float | bool] = field(default_factory=dict)
+    """Further keys of the request, as the endpoint or the model wants them: max_completion_tokens, seed, ..."""
     timeout_s: float = 60.0
     """Seconds without a byte after which a request has failed."""
     retries: int = 5
@@ -55,10 +67,12 @@ class JudgeConfig:
             )
         if not self.model:
             raise InputError("learned.judge.model is empty; name a model of the endpoint.")
-        for name in ("max_tokens", "concurrency"):
-            if getattr(self, name) < 1:
-                raise InputError(f"learned.judge.{name} is {getattr(self, name)}; it must be 1 or more.")
-        for name in ("retries", "budget_calls", "budget_tokens", "temperature"):
+        if self.concurrency < 1:
+            raise InputError(f"learned.judge.concurrency is {self.concurrency}; it must be 1 or more.")
+        for name in self.extra:
+            if name in OURS:
+                raise InputError(f"learned.judge.extra.{name}: {OURS[name]}; remove it.")
+        for name in ("retries", "budget_calls", "budget_tokens", "temperature", "max_tokens"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"learned.judge.{name} is {getattr(self, name)}; it must be 0 or more.")
         if not 0 < self.timeout_s < math.inf:

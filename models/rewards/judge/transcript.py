@@ -26,7 +26,7 @@ from models.errors import InputError, TransientError
 
 
 def key_of(body: dict[str, Any]) -> str:
-    """Name of a question: SHA-256 of model, temperature, longest answer and messages."""
+    """Name of a question: SHA-256 of all that is posted: model, temperature, messages and the rest."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 

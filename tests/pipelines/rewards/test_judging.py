@@ -1,7 +1,10 @@
 """`tactful rewards judge` over a real table of transitions and a local endpoint, from the command line."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,10 +19,12 @@ from models import table
 from models.contract import SPLITS
 from models.errors import InputError, TransientError
 from models.rewards import answers, store
+from models.rewards.active import known
 from models.rewards.answers import Pair
 from models.rewards.describe import in_words
 from models.rewards.judge.judging import draw_pairs
 from models.rewards.judge.prompt import harmless
+from models.rewards.learned import weights_of
 from models.rewards.weeks import Weeks, weeks_of
 from models.table import Transitions
 from pipelines import simulate as lake
@@ -108,9 +113,18 @@ def human(log: tuple[Transitions, Weeks], tmp_path: Path) -> Path:
     return path
 
 
+def settings(folder: Path, url: str = "", **judge: Any) -> list[str]:
+    told = overrides(folder, url, **judge).items()
+    return [word for key, value in told for word in ("--set", f"{key}={value}")]
+
+
+def log_rewards(folder: Path) -> tuple[str, ...]:
+    return tuple(configured(folder).contract.rewards)
+
+
 def command(folder: Path, url: str, *words: str, **judge: Any) -> Result:
-    told = [word for key, value in overrides(folder, url, **judge).items() for word in ("--set", f"{key}={value}")]
-    return CliRunner().invoke(app, ["rewards", "judge", str(ROOT / "configs" / "demo.toml"), *words, *told])
+    told = ["rewards", "judge", str(ROOT / "configs" / "demo.toml"), *words, *settings(folder, url, **judge)]
+    return CliRunner().invoke(app, told)
 
 
 def facts_of(path: Path) -> dict[str, Any]:
@@ -148,6 +162,15 @@ def test_a_judge_that_agrees_with_people_is_trusted_and_its_weights_are_kept(
     for path in (*run_dir.rglob("*"), *tmp_path.rglob("*")):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
     assert KEY not in done.output
+    assert known(stored, found_rewards := log_rewards(run_dir)).components == tuple(stored.facts["rewards"])
+    assert set(weights_of(stored, configured(run_dir).contract)) <= set(found_rewards)
+    told = CliRunner().invoke(
+        app, ["rewards", "report", str(ROOT / "configs" / "demo.toml"), "trusted", *settings(run_dir)]
+    )
+    assert told.exit_code == 0, told.output
+    assert "trusted version 1" in told.stdout
+    assert re.search(r"clicks +│ +\+\d", told.stdout)
+    assert "By judge:tiny, trusted: it prefers the week that people prefer" in " ".join(told.stdout.split())
     # Once more: everything is known, and the same comes of it.
     before, bytes_ = len(server.requests), out.read_bytes()
     again = command(run_dir, server.url, *words, key_env="MY_KEY")
@@ -189,6 +212,13 @@ def test_without_people_it_is_untrusted_and_its_answers_are_not_read(
     with pytest.raises(InputError, match="not trusted: no pair that people answered"):
         answers.read([out])
     assert len(answers.read([out], untrusted=True).pairs) == 60
+    fit = ["rewards", "fit", str(ROOT / "configs" / "demo.toml"), "by_fit", "--answers", str(out), *settings(run_dir)]
+    refused = CliRunner().invoke(app, fit)
+    assert isinstance(refused.exception, InputError)
+    assert "its judge is not trusted" in str(refused.exception)
+    taken = CliRunner().invoke(app, [*fit, "--untrusted"])
+    assert taken.exit_code == 0, taken.output
+    assert store.read(configured(run_dir).rewards_path, "by_fit").facts["raters"][0]["name"] == "judge:tiny"
     config, request = configured(run_dir, server.url), Request("alone", 60, out, fit=True)
     with pytest.raises(InputError, match=r"--fit: judge:tiny is not trusted.*--human, or say --untrusted"):
         run_judge(config, request)
@@ -229,6 +259,7 @@ def test_a_budget_stops_with_a_word_and_a_larger_one_goes_on(run_dir: Path, serv
         r"answered in both orders, written to .*answers\.jsonl",
         str(done.exception),
     )
+    assert "20 of 50 pairs answered in both orders" in done.stdout
     assert len(answers.read([out], untrusted=True).pairs) == 20
     done = command(run_dir, server.url, "poor", "--pairs", "50", "--out", str(out))
     assert done.exit_code == 0
@@ -247,7 +278,7 @@ def test_a_budget_stops_with_a_word_and_a_larger_one_goes_on(run_dir: Path, serv
         ({"model": "huge"}, "no model 'huge' there", InputError),
         ({"key_env": "MY_WRONG_KEY"}, "the key in MY_WRONG_KEY is refused", InputError),
         ({"key_env": "MY_ABSENT_KEY"}, "the environment has no MY_ABSENT_KEY", InputError),
-        ({"budget_calls": 0}, "0 of 0 calls are used up.*Of 12 pairs 0 were answered", InputError),
+        ({"budget_calls": 0}, r"budget_calls: 0 of 0 calls are used up.*Of 12 pairs 0 were answered", InputError),
         ({"constitution": "absent.md"}, r"absent\.md cannot be read", InputError),
     ],
     ids=["nobody there", "unknown model", "wrong key", "no key", "no budget", "no constitution"],
@@ -266,7 +297,7 @@ def test_what_cannot_be_asked(
         server.key = KEY
     url = judge.pop("url", server.url)
     with pytest.raises(error, match=said):
-        run_judge(configured(run_dir, url, **judge), Request("not_asked", 12, tmp_path / "a.jsonl"))
+        run_judge(configured(run_dir, url, **judge), Request(tmp_path.name, 12, tmp_path / "a.jsonl"))
     assert list(tmp_path.glob("a.jsonl*")) == []
 
 
@@ -291,12 +322,25 @@ def test_what_was_not_meant(run_dir: Path, server: Server, human: Path, tmp_path
         run_judge(config, Request("meant", 10, tmp_path / "a.jsonl", [judged]))
     with pytest.raises(InputError, match=r"the configuration has no \[learned\.judge\].*Nothing else needs it"):
         run_judge(configured(run_dir), Request("meant", 10, tmp_path / "a.jsonl"))
+    with pytest.raises(InputError, match=r"'\.\./x' is no name for a reward"):
+        run_judge(config, Request("../x", 10, tmp_path / "a.jsonl"))
     assert server.requests == []
 
 
 def test_a_wrong_key_of_the_configuration_is_named(run_dir: Path) -> None:
     with pytest.raises(InputError, match=r"learned\.judge.*temprature: no such key.*did you mean 'temperature'"):
         configured(run_dir, "http://h/v1", temprature=1)
+
+
+def test_nothing_else_needs_a_client() -> None:
+    """No other command imports it: without an endpoint everything works."""
+    code = (
+        "import sys, pipelines.cli, pipelines.config, pipelines.rewards.fitting, pipelines.rewards.looping\n"
+        "print([each for each in sys.modules if each.startswith('models.rewards.judge')])"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.strip() == "['models.rewards.judge', 'models.rewards.judge.settings']"
 
 
 def test_settings_are_written_down_without_a_key(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
