@@ -18,9 +18,9 @@ What is maximised is
     l(theta) + 1/2 log det I_(w, tau)(theta) - 1/2 sum_r b_r^2 / s_b^2 - 1/2 sum_r log(beta_r)^2 / s_beta^2
 
 under sum_r n_r log(beta_r) = 0, n_r the choices of rater r, 0 where one key was pressed: the geometric mean over
-choices is 1 (a plain mean would tie the scale of w to raters of three answers). The second term is the Jeffreys prior of Firth
-(1993): it removes the first-order bias of w and keeps it finite where the answers are perfectly consistent (Heinze and
-Schemper 2002). The others shrink what is asked of each rater.
+choices is 1 (a plain mean would tie the scale of w to raters of three answers). The second term is the Jeffreys prior
+of Firth (1993): it removes the first-order bias of w and keeps it finite where the answers are perfectly consistent
+(Heinze and Schemper 2002). The others shrink what is asked of each rater.
 """
 
 import functools
