@@ -26,7 +26,6 @@ console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 SUMMARY = ("weights_coverage", "active_to_random_pairs", "gain_of_truth", "judge_cosine", "naive_hacked",
            "conservative_hacked")  # fmt: skip
-SHOWING = ("rewards.__main__", "rewards.page")
 CLOCK = "seconds.json"
 
 
@@ -53,13 +52,13 @@ def _truth(plan: Plan) -> dict[str, Any]:
 
 def _goal(plan: Plan) -> dict[str, Any]:
     size = goal.Size(2, 1, 300, 100, 20, 20, 200) if plan.small else goal.Size()
-    settings = {"part": "goal", "seed": plan.seed, "size": vars(size)}
+    settings = {"part": "goal", "seed": plan.seed, "size": vars(size), "code": code(truth.SHOWING)}
     parts = Parts.of(plan.out / "parts", settings, plan.workers, console)
     return goal.part(plan.seed, parts, Path("configs/study.toml"), size)
 
 
 def _judge(plan: Plan) -> dict[str, Any]:
-    size = {"seeds": 2, "users": 120, "pairs": 60} if plan.small else {}
+    size = {"seeds": 2, "users": 150, "pairs": 80} if plan.small else {}
     return judge.part(plan.seed, plan.workers, plan.out, **size)
 
 
@@ -103,7 +102,7 @@ def _wanted(only: Sequence[str] | None) -> list[str]:
 
 def study(plan: Plan, names: Sequence[str]) -> None:
     """The parts, and OUT/summary.json and details.json from all that there are: those of other calls are kept."""
-    settings = {"seed": plan.seed, "small": plan.small, "code": code(SHOWING)}
+    settings = {"seed": plan.seed, "small": plan.small, "code": code(truth.SHOWING)}
     parts = Parts.of(plan.out / "parts", settings, 1, console)
     clock = Clock(parts.folder / CLOCK)
     for number, name in enumerate(names, 1):

@@ -27,7 +27,7 @@ from scipy import stats
 from benchmarks.rewards import rater
 from benchmarks.study.headline import interval
 from benchmarks.study.members import learned
-from benchmarks.study.parts import Part, Parts
+from benchmarks.study.parts import Part, Parts, code
 from benchmarks.study.source import Source, log_of, varying
 from models.batch import rows_of
 from models.members import Learner
@@ -51,6 +51,8 @@ one under which the policy learned from it gains clearly and sends about half of
 is best, nearly any weights find it."""
 CONFIG = Path("configs/improves.toml")
 BAR = 0.8
+SHOWING = ("rewards.__main__", "rewards.page")
+"""What of the code decides no number."""
 ROUND = 50
 """Answers between two fits: the first are about random pairs, the others about those that tell most."""
 LEARNER, LEARNERS = Learner(alpha=0.1), 2
@@ -82,7 +84,7 @@ class Size:
 def part(seed: int, workers: int, out: Path, config: Path = CONFIG, size: Size | None = None) -> dict[str, Any]:
     """The gains of every seed and what they come to; what is done lies in OUT/parts: a killed run goes on."""
     size = size or Size()
-    settings = {"part": "truth", "seed": seed, "size": vars(size), "hidden": HIDDEN, "learner": vars(LEARNER)}
+    settings = {"part": "truth", "seed": seed, "size": vars(size), "hidden": HIDDEN, "code": code(SHOWING)}
     parts = Parts.of(out / "parts", json.loads(json.dumps(settings)), workers, Console())
     work = [
         Part(f"truth/{number}", one, (size.source(config), size.answers, seed + SEED + number))

@@ -256,21 +256,23 @@ def _check_units(config: NetworkConfig, outcomes: int) -> None:
 
 def _standardise(network: Population, rows: NDArray[np.float32]) -> tuple[Population, list[float], list[float]]:
     """The members with mean 0 and standard deviation 1 over `rows`, `scale` making that of their average 1; and the
-    means and standard deviations that they had."""
-    x = torch.from_numpy(np.nan_to_num(rows))
-    found = predicted(network, x)[:, :, 0, 0]
-    level, sigma = found.mean(axis=1), found.std(axis=1)
-    if not (sigma > 1e-8).all():
+    means and standard deviations that they had. A member that learned nothing, as it would only have told held-out
+    answers worse, is left out."""
+    found = predicted(network, torch.from_numpy(np.nan_to_num(rows)))[:, :, 0, 0]
+    taught = np.flatnonzero(found.std(axis=1) > 1e-8)
+    if not len(taught):
         raise InputError(
-            "answers: a member's reward is the same on every row, as no answer is told better than by a coin; ask "
-            "pairs that differ more, or more of them."
+            "answers: the reward is the same on every row, as no member tells held-out answers better than a coin; "
+            "ask pairs that differ more, or more of them."
         )
+    found = found[taught]
+    level, sigma = found.mean(axis=1), found.std(axis=1)
     average = ((found - level[:, None]) / sigma[:, None]).mean(axis=0).std()
-    down = torch.from_numpy(sigma).float()[:, None, None]
-    weights = [each.detach().clone() for each in network.weights]
-    biases = [each.detach().clone() for each in network.biases]
+    down, shift = (torch.from_numpy(each).float()[:, None, None] for each in (sigma, level))
+    weights = [each.detach()[taught].clone() for each in network.weights]
+    biases = [each.detach()[taught].clone() for each in network.biases]
     weights[-1] = weights[-1] / down
-    biases[-1] = (biases[-1] - torch.from_numpy(level).float()[:, None, None]) / down
+    biases[-1] = (biases[-1] - shift) / down
     scale = torch.tensor([1 / average], dtype=torch.float32)
     whole = Population(weights, biases, network.mean, network.std, torch.zeros(1), scale, 1)
     return whole.requires_grad_(False), level.tolist(), sigma.tolist()

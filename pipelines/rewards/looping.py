@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import InputError
-from models.rewards.store import NAME
+from models.rewards.store import check_name
 from pipelines.config import Config
 from pipelines.jobs.steps import console, write_json
 
@@ -107,8 +107,7 @@ def run_loop(config: Config, name: str, rounds: int, pairs: int, config_path: Pa
     for what, number in (("--rounds", rounds), ("--pairs", pairs)):
         if number < 1:
             raise InputError(f"{what} is {number}; it must be 1 or more.")
-    if not NAME.fullmatch(name):
-        raise InputError(f"rewards loop: {name!r} is no name for a reward; letters, digits and _, a letter first.")
+    check_name(name)
     _check(config, name)
     loop = Loop.of(config, name, pairs)
     if simulated(config):

@@ -227,6 +227,16 @@ def test_answers_that_teach_nothing_are_refused(table_of, answers, config, words
         fit([(table, weeks)], said, NetworkConfig(steps=5, **config), 1)
 
 
+def test_answers_that_nothing_explains_are_refused(table_of):
+    """Every pair is answered the one way and the other: held-out answers are told no better than by a coin."""
+    table = log(table_of, users=40)
+    weeks = weeks_of(table)
+    said = answered(weeks, weeks.totals @ WEIGHTS, 20, 1).pairs
+    both = Answers((*said, *(replace(each, left=each.right, right=each.left) for each in said)) * 5)
+    with pytest.raises(InputError, match="the same on every row"):
+        fit([(table, weeks)], both, NetworkConfig(members=2, held_out=0.5, steps=20), 1)
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
