@@ -123,10 +123,10 @@ def write_report(summary: Mapping[str, Any], path: Path) -> None:
     unfinished.replace(path)
 
 
-def environment() -> Environment:
-    """Templates of this folder; what is put into them is escaped."""
+def environment(*folders: Path) -> Environment:
+    """Templates of this folder and of `folders`; what is put into them is escaped."""
     return Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([Path(__file__).parent, *folders]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -194,8 +194,15 @@ def strip(shares: Sequence[tuple[float, str]], largest: float, title: str) -> Ma
     return svg(title, body, size='width="100%" height="48"', kind="strip")
 
 
-def calibration(bins: Sequence[tuple[float, float, float]], title: str) -> Markup:
-    """Predicted against observed frequency, both 0 to 1; a disc's area grows with its rows, the diagonal is perfect."""
+def calibration(
+    bins: Sequence[tuple[float, float, float]],
+    title: str,
+    names: tuple[str, str, str] = ("stated propensity", "observed frequency", "rows"),
+) -> Markup:
+    """Predicted against observed frequency, both 0 to 1; a disc's area grows with its rows, the diagonal is perfect.
+
+    `names` are those of both axes, and of what is counted.
+    """
     side, left, right, bottom = 340.0, 52.0, 20.0, 42.0
     across, up = Scale(0, 1, left, side - right), Scale(0, 1, side - bottom, 12)
     body = []
@@ -208,13 +215,13 @@ def calibration(bins: Sequence[tuple[float, float, float]], title: str) -> Marku
     most = max((n for _, _, n in bins), default=1.0) or 1.0
     for predicted, observed, n in bins:
         radius = max(9 * math.sqrt(n / most), 2.5)
-        tip = escape(f"stated {percent(predicted, 1)}, observed {percent(observed, 1)}, {plain(n)} rows")
+        tip = escape(f"stated {percent(predicted, 1)}, observed {percent(observed, 1)}, {plain(n)} {names[2]}")
         place = f'cx="{across.at(predicted):.1f}" cy="{up.at(observed):.1f}" r="{radius:.1f}"'
         body.append(f'<circle {place} class="disc accent"><title>{tip}</title></circle>')
     middle = (left + side - right) / 2
-    body.append(f'<text x="{middle:.1f}" y="{side - 4:.1f}" text-anchor="middle" class="name">stated propensity</text>')
+    body.append(f'<text x="{middle:.1f}" y="{side - 4:.1f}" text-anchor="middle" class="name">{names[0]}</text>')
     turn = f'transform="translate(11 {(side - bottom + 12) / 2:.1f}) rotate(-90)"'
-    body.append(f'<text {turn} text-anchor="middle" class="name">observed frequency</text>')
+    body.append(f'<text {turn} text-anchor="middle" class="name">{names[1]}</text>')
     return svg(title, body, size=f'viewBox="0 0 {side:.0f} {side:.0f}"', kind="square")
 
 

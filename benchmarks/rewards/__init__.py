@@ -1,0 +1,1 @@
+"""What learned rewards are worth, against a utility that is hidden from the learner: `make study-rewards`."""
