@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,25 @@ PLAIN = (
     "usable",
     *FLAGS,
 )
+
+
+SOURCE = ("version", "fingerprint", "estimates_version", "learned_versions")
+"""What says where rows are from, rather than what they are."""
+
+
+class Extension(Protocol):
+    """Reward components that no table holds: they are computed of its rows once these are read."""
+
+    @property
+    def logged(self) -> Contract:
+        """What the table holds."""
+
+    @property
+    def contract(self) -> Contract:
+        """What there is afterwards."""
+
+    def __call__(self, table: "Transitions") -> "Transitions":
+        """The rows, of whole users, with the components."""
 
 
 def span(first: int, last: int) -> list[str]:
@@ -86,6 +105,8 @@ class Transitions:
     clicked: NDArray[np.float64] | None = None
     """[N] whether this notification was clicked within its window, NaN where nothing was sent or the window is open;
     None where the table does not say. For click models alone: no reward, and no part of the fingerprint."""
+    learned_versions: dict[str, int] | None = None
+    """Version of each learned reward among the components; None where there is none."""
 
     @property
     def next_row(self) -> NDArray[np.int64]:
@@ -105,8 +126,7 @@ class Transitions:
         changed: dict[str, Any] = {
             field.name: getattr(self, field.name)[rows]
             for field in fields(self)
-            if field.name not in {"contract", "user", "user_id", "version", "fingerprint", "estimates_version"}
-            and getattr(self, field.name) is not None
+            if field.name not in {"contract", "user", "user_id", *SOURCE} and getattr(self, field.name) is not None
         }
         return replace(self, user=user.astype(np.int64), user_id=self.user_id[kept], **changed)
 
@@ -149,11 +169,24 @@ def from_rows(rows: pa.Table, contract: Contract, source: str, version: int = 0)
 
     Raises InputError as `read` does, naming the `source`.
     """
+    return beside_rows(rows, contract, source, version)[0]
+
+
+def beside_rows(
+    rows: pa.Table, contract: Contract, source: str, version: int = 0
+) -> tuple[Transitions, pa.Table, NDArray[np.bool_]]:
+    """`from_rows`, the M usable `rows` in order, and [M] which of them its N are: silent tails were taken in.
+
+    Raises InputError as `from_rows`.
+    """
     usable = rows.filter(rows["usable"])
     if not usable.num_rows:
         raise InputError(f"{source}: no usable row; look at what the log says of its decisions.")
-    columns: dict[str, Any] = _absorb(_bucket(_sorted(usable, "bucket"), contract, source))[0]
-    return Transitions(contract=contract, version=version, fingerprint=_fingerprint(contract, columns), **columns)
+    ordered = _sorted(usable, "bucket")
+    absorbed, kept = _absorb(_bucket(ordered, contract, source))
+    columns: dict[str, Any] = absorbed
+    fingerprint = _fingerprint(contract, columns)
+    return Transitions(contract=contract, version=version, fingerprint=fingerprint, **columns), ordered, kept
 
 
 @dataclass(frozen=True)
@@ -164,12 +197,25 @@ class Shards:
     dataset: pads.Dataset
     """Of that version, opened once."""
     path: str
-    contract: Contract
+    logged: Contract
+    """What the table holds."""
     buckets: tuple[int, ...]
+    extension: Extension | None = None
+    """Components that are computed of every bucket read."""
+
+    @property
+    def contract(self) -> Contract:
+        """Of the rows as they are read."""
+        return self.logged if self.extension is None else self.extension.contract
 
     @classmethod
-    def of(cls, path: Path | str, contract: Contract, version: int | None = None) -> "Shards":
-        """Raises InputError naming the table and column where the table, the version or a column is missing."""
+    def of(
+        cls, path: Path | str, contract: Contract, version: int | None = None, extension: Extension | None = None
+    ) -> "Shards":
+        """Those of a table that holds `contract`.
+
+        Raises InputError naming the table and column where the table, the version or a column is missing.
+        """
         delta = _open(path, version)
         dataset = delta.to_pyarrow_dataset()
         missing = [name for name in (*columns_of(contract), "bucket") if name not in dataset.schema.names]
@@ -178,7 +224,7 @@ class Shards:
                 f"{path}: the transitions table has no column {', '.join(missing)}; run the ETL again with --rebuild."
             )
         buckets = {int(partition["bucket"]) for partition in delta.partitions()}
-        return cls(int(delta.version()), dataset, str(path), contract, tuple(sorted(buckets)))
+        return cls(int(delta.version()), dataset, str(path), contract, tuple(sorted(buckets)), extension)
 
     def read(self, bucket: int) -> Transitions:
         """The usable rows of one bucket, as `read` gives all; none where it has none."""
@@ -212,7 +258,7 @@ class Shards:
         try:
             # All but the labels of click models are known to be there.
             there = set(self.dataset.schema.names)
-            columns = [name for name in (*columns_of(self.contract), CLICKED) if name in there]
+            columns = [name for name in (*columns_of(self.logged), CLICKED) if name in there]
             rows = _sorted(self.dataset.to_table(columns=columns, filter=wanted))
         except (pa.ArrowException, OSError) as error:
             why = str(error).splitlines()[0]
@@ -220,7 +266,7 @@ class Shards:
                 f"{self.path}: bucket {bucket} of version {self.version} cannot be read ({why}); "
                 "restore its files, or make the table anew (`tactful etl CONFIG --rebuild`)."
             ) from None
-        part, kept = _absorb(_bucket(rows, self.contract, self.path))
+        part, kept = _absorb(_bucket(rows, self.logged, self.path))
         keys = rows.select(list(propensities.KEYS)).filter(pa.array(kept))
         return part, keys.filter(pa.array(np.isnan(part["propensity"])))
 
@@ -230,9 +276,9 @@ class Shards:
         for part, start in zip(columns, starts, strict=False):
             part["user"] = part["user"] + start
         joined: dict[str, Any] = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
-        fingerprint = _fingerprint(self.contract, joined)
-        found = Transitions(contract=self.contract, version=self.version, fingerprint=fingerprint, **joined)
-        return found, pa.concat_tables([keys for _, keys in parts])
+        fingerprint = _fingerprint(self.logged, joined)
+        found = Transitions(contract=self.logged, version=self.version, fingerprint=fingerprint, **joined)
+        return self.extension(found) if self.extension else found, pa.concat_tables([keys for _, keys in parts])
 
 
 def columns_of(contract: Contract) -> list[str]:

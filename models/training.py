@@ -18,6 +18,8 @@ class TrainConfig:
 
     weights: dict[str, float] = field(default_factory=dict)
     """Weight per reward component and raw unit (a click is worth 1, a send costs 0.05); an absent one weighs 0."""
+    weights_from: str | None = None
+    """Instead of weights: a learned reward of kind weights, by name; its version is as learned.versions says."""
     gamma_per_day: float = 0.97
     """Discount per day; the learner uses gamma ** elapsed_days."""
     learners: dict[str, float | Learner] = field(default_factory=lambda: {"ddqn": 0.0, "ddqn_cql": 1.0})
@@ -85,7 +87,11 @@ class TrainConfig:
             for key, value in own.items():
                 if value is not None and not (value > 0 and (value <= 1 or key == "learning_rate")):
                     raise InputError(f"train.learners.{name}.{key} is {value}; it must lie in (0, 1].")
-        if not any(self.weights.values()):
+        if self.weights_from is not None and self.weights:
+            raise InputError(
+                f"train.weights and train.weights_from = {self.weights_from!r} are both given; give one of them."
+            )
+        if self.weights_from is None and not any(self.weights.values()):
             raise InputError("train.weights are all zero; give at least one reward component a weight.")
 
     @property

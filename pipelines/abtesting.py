@@ -19,6 +19,7 @@ from models.errors import InputError
 from models.table import Shards
 from pipelines.config import Config, suggest
 from pipelines.etl.plans import moment, text_of
+from pipelines.reading import shards as shards_of
 from policies.abtest.config import AbtestConfig
 from policies.abtest.plan import plan
 from policies.abtest.predicted import against_prediction
@@ -80,7 +81,7 @@ def run_read(config: Config, predicted: Path) -> dict[str, Any]:
     Raises InputError where the configuration has no [abtest], an arm has no users or an unknown name, too many users
     were seen in two arms or enrol late, and as `read` does.
     """
-    settings, shards = _settings(config), Shards.of(config.transitions_path, config.contract)
+    settings, shards = _settings(config), shards_of(config)
     span = Span.of(shards)
     start, end = _bounds(settings, span)
     over = [each for each in settings.looks if start + round(each * DAY) <= end]
@@ -106,7 +107,7 @@ def run_read(config: Config, predicted: Path) -> dict[str, Any]:
         "decided_elsewhere": int(counts[1]),
         "users_planned": settings.users,
         "looks_over": over if settings.method == "looks" else None,
-        "units": _units(config, settings),
+        "units": _units(shards, settings),
         "predicted": _predicted(reading, predicted, config, settings),
     }
 
@@ -116,7 +117,7 @@ def run_plan(config: Config) -> dict[str, Any]:
 
     Raises InputError where the configuration has no [abtest], the log is shorter than two days, and as `plan` does.
     """
-    settings, shards = _settings(config), Shards.of(config.transitions_path, config.contract)
+    settings, shards = _settings(config), shards_of(config)
     span = Span.of(shards)
     days = (span.end - span.start) / DAY
     wait, horizon, pre_days = _stretch(days, settings)
@@ -134,7 +135,7 @@ def run_plan(config: Config) -> dict[str, Any]:
         parts.append(cut(table, np.where(met, 0, -1), enrolled, enrolled[:, None] + ahead, pre_days))
     found = plan(join(parts), arrivals, settings)
     planned_on = {"days": horizon, "pre_days": pre_days, "enrol_days": wait, "start": text_of(since)}
-    return {**found, "planned_on": planned_on, "data_version": shards.version, "units": _units(config, settings)}
+    return {**found, "planned_on": planned_on, "data_version": shards.version, "units": _units(shards, settings)}
 
 
 def _settings(config: Config) -> AbtestConfig:
@@ -266,8 +267,8 @@ def _clock(users: Users, settings: AbtestConfig, end: int, over: list[float]) ->
     return Clock(users.where(counting), tuple(each / settings.looks[-1] for each in over))
 
 
-def _units(config: Config, settings: AbtestConfig) -> dict[str, str]:
-    units = config.contract.units
+def _units(shards: Shards, settings: AbtestConfig) -> dict[str, str]:
+    units = shards.contract.units
     return {
         name: "clicks per send" if name == "ctr" else f"{units.get(name, 'units')} per user-week"
         for name in settings.metrics

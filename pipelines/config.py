@@ -7,7 +7,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -16,7 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from models.contract import HOLD, UNITS, Contract
 from models.errors import InputError
+from models.rewards.judge.settings import JudgeConfig
 from models.rewards.preference_config import PreferenceConfig
+from models.rewards.settings import LoopConfig, NetworkConfig
+from models.rewards.success import GoalConfig
 from models.sweep import SweepConfig
 from models.training import TrainConfig
 from pipelines.etl.schemas import COLUMN_REWARD
@@ -51,6 +54,7 @@ STATE_FEATURES = (
     "candidate_missing",
 )
 """Features the ETL computes from the log itself; a config names those it wants."""
+LEARNED_REWARD = "learned:"
 FALLBACK_LOGGING = "logging"
 """The score.fallback that is no action: the behaviour network's probabilities."""
 
@@ -220,8 +224,16 @@ class Learned(Section):
     """Length of the stretches of a user's log that are compared."""
     versions: dict[str, int] = Field(default_factory=dict)
     """Of each learned reward the version that is used; the newest where it is not named."""
+    network: NetworkConfig = Field(default_factory=NetworkConfig)
+    """How a network learns from preferences."""
+    loop: LoopConfig = Field(default_factory=LoopConfig)
+    """How `tactful rewards loop` goes on from round to round."""
     preference: PreferenceConfig = PreferenceConfig()
     """How weights are learned from answers."""
+    goal: GoalConfig = GoalConfig()
+    """What `tactful rewards goal` learns."""
+    judge: JudgeConfig | None = None
+    """A language model that answers as a rater; absent where none is asked."""
 
 
 class Score(Section):
@@ -355,7 +367,8 @@ class Config(Section):
     """Everything a run writes lies here: lake, transitions, MLflow, report."""
     actions: list[str] = Field(default_factory=lambda: [HOLD, "send"])
     rewards: list[str]
-    """Reward components: sends, clicks, visits, weekly_active_days, disables, or column:NAME."""
+    """Reward components: sends, clicks, visits, weekly_active_days, disables, column:NAME of the decision row, or
+    learned:NAME, a reward that was learned (`tactful rewards`)."""
     units: dict[str, str] = Field(default_factory=dict)
     """Raw unit of a column:NAME component."""
     simulate: SimulatorConfig | None = None
@@ -382,16 +395,19 @@ class Config(Section):
     @model_validator(mode="after")
     def consistent(self) -> Self:
         for component in self.rewards:
-            if not component.startswith(COLUMN_REWARD) and component not in UNITS:
+            if not component.startswith((COLUMN_REWARD, LEARNED_REWARD)) and component not in UNITS:
                 raise InputError(
                     f"rewards: {component!r} is not a component{suggest(component, UNITS)}; a column of the decision "
-                    f"row is written {COLUMN_REWARD}{component}."
+                    f"row is written {COLUMN_REWARD}{component}, a learned reward {LEARNED_REWARD}{component}."
                 )
             if component in UNITS and component != "sends" and self.data.events is None:
                 raise InputError(f"rewards: {component!r} is counted from events; map data.events or remove it.")
+        if self.rewards and not self.logged_rewards:
+            raise InputError(f"rewards: {', '.join(self.rewards)} are learned; name one that the log has too.")
         names = self.contract.rewards
         named: list[tuple[str, Iterable[str]]] = [
             ("train.weights", self.train.weights if self.train else ()),
+            ("gate.return_weights", self.gate.return_weights),
             ("gate.metrics", self.gate.metrics),
             ("evaluate.most_per_decision", self.evaluate.most_per_decision),
         ]
@@ -413,8 +429,11 @@ class Config(Section):
         if self.train is not None:
             self._consistent_learning(self.train)
         if self.sweep is not None:
-            # A sweep that cannot be is told before anything is learned.
-            self.sweep.population(self.learning, self.gate.candidate)
+            # A sweep that cannot be is told before anything is learned; learned weights are not read before then.
+            train = self.learning
+            if train.weights_from is not None:
+                train = replace(train, weights=dict.fromkeys(names, 1.0), weights_from=None)
+            self.sweep.population(train, self.gate.candidate)
             self.sweep.front(names)
         return self
 
@@ -483,14 +502,28 @@ class Config(Section):
 
     @property
     def contract(self) -> Contract:
-        """Actions, features and rewards by name; a column:NAME component is called NAME."""
-        names = tuple(component.removeprefix(COLUMN_REWARD) for component in self.rewards)
-        return Contract(
-            tuple(self.actions),
-            self.features.names,
-            names,
-            {**{n: UNITS[n] for n in names if n in UNITS}, **self.units},
-        )
+        """Actions, features and rewards by name; a column:NAME or learned:NAME component is called NAME."""
+        return self._contract(self.rewards)
+
+    @property
+    def logged_contract(self) -> Contract:
+        """The same without learned rewards: what the ETL makes and the transitions table holds."""
+        return self._contract(self.logged_rewards)
+
+    def _contract(self, rewards: Iterable[str]) -> Contract:
+        names = tuple(each.removeprefix(COLUMN_REWARD).removeprefix(LEARNED_REWARD) for each in rewards)
+        units = {**{n: UNITS[n] for n in names if n in UNITS}, **self.units}
+        return Contract(tuple(self.actions), self.features.names, names, units)
+
+    @property
+    def logged_rewards(self) -> list[str]:
+        """The components of `rewards` that the ETL makes."""
+        return [each for each in self.rewards if not each.startswith(LEARNED_REWARD)]
+
+    @property
+    def learned_names(self) -> tuple[str, ...]:
+        """The learned rewards among the components."""
+        return tuple(each.removeprefix(LEARNED_REWARD) for each in self.rewards if each.startswith(LEARNED_REWARD))
 
     @property
     def transitions_path(self) -> Path:
@@ -511,7 +544,8 @@ class Config(Section):
 
     def etl_hash(self) -> str:
         """Fingerprint of everything that decides what a transition is."""
-        parts = self.model_dump(mode="json", include={"actions", "rewards", "data", "features", "constraints", "etl"})
+        parts = self.model_dump(mode="json", include={"actions", "data", "features", "constraints", "etl"})
+        parts["rewards"] = self.logged_rewards
         for key in ("as_of", "watermark", "known_gaps", "max_quarantined"):
             parts["etl"].pop(key)
         # Where a dataset lies, and what could be sent tonight, decide no transition.

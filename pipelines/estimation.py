@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from models import propensities, table
 from models.errors import InputError, TransientError
+from pipelines import reading
 from pipelines.config import Config
 from policies.propensity import describe, estimate
 
@@ -22,7 +23,7 @@ def run_propensity(config: Config) -> dict[str, Any]:
     meanwhile: what was read may hold users who are forgotten since.
     """
     base = propensities.newest(config.propensities_path)
-    transitions, keys = table.read_with_keys(config.transitions_path, config.contract)
+    transitions, keys = table.read_with_keys(config.transitions_path, config.logged_contract)
     found = estimate(transitions, config.propensity, config.seed)
     report = describe(transitions, found, config.propensity, config.seed)
     columns: dict[str, NDArray[Any]] = {
@@ -44,19 +45,18 @@ def run_propensity(config: Config) -> dict[str, Any]:
 def transitions_to_train(config: Config) -> table.Transitions:
     """The newest transitions, with the newest estimates of what the log lacks where there are any.
 
-    Raises InputError as `table.read` does: where the estimates are there, they must be for these transitions.
+    Raises InputError as `reading.transitions` does: where the estimates are there, they must be for these transitions.
     """
-    return _read(config, None, None)
+    return reading.transitions(config)
 
 
 def transitions_to_evaluate(config: Config, lineage: Mapping[str, Any] | None) -> table.Transitions:
-    """The transitions that training read, by its `lineage`, with the same estimates, or the newest if it had none;
-    where nothing was trained (None), the newest of both.
+    """The transitions that training read, by its `lineage`, with the same estimates, or the newest if it had none, and
+    the same learned rewards; where nothing was trained (None), the newest of all.
 
-    Raises InputError as `table.read` does, and where a propensity is neither logged nor estimated.
+    Raises InputError as `reading.transitions` does, and where a propensity is neither logged nor estimated.
     """
-    versions = (lineage["data_version"], lineage["estimates_version"]) if lineage else (None, None)
-    found = _read(config, *versions)
+    found = reading.transitions(config, lineage)
     check_known(config, found)
     return found
 
@@ -70,11 +70,6 @@ def check_known(config: Config, found: table.Transitions) -> None:
             "them (`tactful propensity CONFIG`: enough to evaluate, never to promote), or log the probability of the "
             "action taken."
         )
-
-
-def _read(config: Config, version: int | None, estimates_version: int | None) -> table.Transitions:
-    estimates = config.propensities_path if propensities.exists(config.propensities_path) else None
-    return table.read(config.transitions_path, config.contract, version, estimates, estimates_version)
 
 
 def in_words(report: Mapping[str, Any]) -> str:

@@ -21,7 +21,9 @@ from pyspark.sql.pandas.types import from_arrow_schema
 
 from models import propensities
 from models.errors import InputError
-from models.table import CLICKED, MICROSECONDS_PER_DAY, Shards, Transitions, columns_of, from_rows, span
+from models.rewards.learned import LearnedRewards
+from models.table import CLICKED, MICROSECONDS_PER_DAY, Transitions, columns_of, from_rows, span
+from pipelines import reading
 from pipelines.config import Config
 from pipelines.etl import store
 from pipelines.tallying import LOG, SUMS, Job, Packed, merge_parts, question, run_parts
@@ -57,6 +59,8 @@ class Log:
     """End of the last interval, us."""
     tested: list[str] | None
     """First and last decision of the test users, ISO; None where there are none."""
+    learned: LearnedRewards | None = None
+    """Components that are computed of the rows."""
 
     @classmethod
     def of(cls, spark: SparkSession, config: Config, lineage: Mapping[str, Any] | None) -> "Log":
@@ -65,8 +69,8 @@ class Log:
         Raises InputError where a table, a version or a column is missing, no row is usable, or the estimates were made
         for another version.
         """
-        shards = Shards.of(config.transitions_path, config.contract, lineage["data_version"] if lineage else None)
-        columns = [*columns_of(config.contract), "bucket"]
+        shards, learned = reading.shards(config, lineage), reading.learned_rewards(config, lineage)
+        columns = [*columns_of(config.logged_contract), "bucket"]
         columns += [CLICKED] if CLICKED in shards.dataset.schema.names else []
         rows = _files(spark, config.transitions_path, shards.version).where("usable").select(*columns)
         rows, estimates = _with_estimates(spark, config, rows, shards.version, lineage)
@@ -84,16 +88,17 @@ class Log:
         counted = dict(zip(buckets, counts, strict=True))
         earliest, latest = ([each for each in column if each is not None] for column in judged)
         window = span(min(earliest), max(latest)) if earliest else None
-        return cls(rows, config, shards.version, estimates, counted, min(first), max(last), max(ends), window)
+        return cls(rows, config, shards.version, estimates, counted, min(first), max(last), max(ends), window, learned)
 
     def sample(self) -> Transitions:
         """Whole buckets in random order, as many as have at most evaluate.fit_rows rows together, and one at least."""
         order = np.random.default_rng(self.config.seed).permutation(sorted(self.counts))
-        rows = np.cumsum([self.counts[int(bucket)] for bucket in order])
-        number = max(1, int((rows <= self.config.evaluate.fit_rows).sum()))
+        totals = np.cumsum([self.counts[int(bucket)] for bucket in order])
+        number = max(1, int((totals <= self.config.evaluate.fit_rows).sum()))
         chosen = [int(bucket) for bucket in order[:number]]
         found = self.rows.where(F.col("bucket").isin(chosen)).toArrow()
-        return from_rows(found, self.config.contract, str(self.config.transitions_path), self.version)
+        rows = from_rows(found, self.config.logged_contract, str(self.config.transitions_path), self.version)
+        return rows if self.learned is None else self.learned(rows)
 
     def lineage(self) -> dict[str, Any]:
         """What a lineage says of the whole log rather than of a sample."""
@@ -114,6 +119,7 @@ def evaluate_by_spark(
     alone: str | None = None,
     fit: FitNetwork | None = None,
     along: Mapping[str, float] | None = None,
+    returns: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
     """What `policies.evaluate.evaluate` returns, of all rows of `log`.
 
@@ -127,10 +133,10 @@ def evaluate_by_spark(
     targets = {policy.name: Target.of(policy, sample) for policy in asked}
     fitted = ValueFunctions.of(sample, targets, plan, log.end, fit or default_fit(config))
     packed = [Packed.of(policy, dict(folders)) for policy in asked]
-    job = Job(plan, packed, fitted, config.etl.buckets, str(config.transitions_path), log.version)
+    job = Job(plan, packed, fitted, config.etl.buckets, str(config.transitions_path), log.version, log.learned)
     found, answers = tallied_by_spark(log.rows, job)
     held = part_of(sample, plan, asked, fitted, [0])
-    return evaluation(plan, policies, tried, found, answers, held, along)
+    return evaluation(plan, policies, tried, found, answers, held, along, returns)
 
 
 def tallied_by_spark(rows: DataFrame, job: Job) -> tuple[LogTally, Answers]:

@@ -15,6 +15,7 @@ from pipelines.etl.plans import as_of, max_lateness
 from pipelines.etl.schemas import NAMES, TIME, USERS, Wanted, raw_schema, wanted
 from pipelines.etl.transitions import transitions
 from pipelines.etl.window import open_window
+from pipelines.reading import learned_rewards
 from pipelines.simulate import check_features, tables
 from policies.simulator import Log
 
@@ -36,7 +37,9 @@ def transitions_of(log: Log, config: Config) -> Transitions:
             raw[code] = _raw(lake[NAMES[code]], NAMES[code], wanted(code, config))
     arrivals = arrivals_of(raw, as_of(config), max_lateness(config))
     plan = open_window(config, arrivals, None, None, None).plan
-    return from_rows(transitions(mark(raw, plan), plan), config.contract, "the simulated log")
+    found = from_rows(transitions(mark(raw, plan), plan), config.logged_contract, "the simulated log")
+    rewards = learned_rewards(config)
+    return found if rewards is None else rewards(found)
 
 
 def _raw(dataset: pa.Table, name: str, columns: list[Wanted]) -> pa.Table:

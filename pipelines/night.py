@@ -9,7 +9,7 @@ No row comes to the driver. What is read of the log is in `lookback.py`, the Spa
 import hashlib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,7 @@ def _job(
     files = given.folder.iterdir() if given else ()
     return Night(
         # Nothing is cut into rows here: what is known at a candidate needs neither watermark nor warm-up.
-        plan=make_plan(config, now + 1, 0),
+        plan=replace(make_plan(config, now + 1, 0), contract=config.contract),
         files={path.name: path.read_bytes() for path in sorted(files) if path.is_file()},
         fingerprint=champion.fingerprint if champion else "",
         version=given.version if given else None,

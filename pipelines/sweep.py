@@ -62,6 +62,8 @@ def toml_of(config: Config, learner: str, weights: Mapping[str, float], alpha: f
     given = config.learning.learners[learner]
     own = isinstance(given, Learner) and given.weights is not None
     lines = [f"[train.learners.{_key(learner)}.weights]" if own else "[train.weights]"]
+    if config.learning.weights_from is not None:
+        lines.insert(0, "# in place of train.weights_from")
     lines += [f"{_key(name)} = {weight!r}" for name, weight in weights.items()]
     if config.sweep is not None and config.sweep.alpha:
         named = isinstance(given, Learner)

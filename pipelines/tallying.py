@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from models import artifact
 from models.errors import InputError
-from models.table import from_rows
+from models.table import Extension, from_rows
 from pipelines.etl.blocks import Batches
 from pipelines.etl.hashing import bucket_of, xxhash64
 from policies.answers import Read, read_back
@@ -83,6 +83,8 @@ class Job:
     path: str
     """Of the transitions, for messages."""
     version: int
+    extension: Extension | None = None
+    """Learned rewards, computed of the rows of whole users."""
 
     @cached_property
     def unpacked(self) -> list[Policy]:
@@ -91,7 +93,10 @@ class Job:
     def part(self, rows: pa.Table) -> Part:
         """Usable rows of whole buckets -> what is tallied."""
         buckets = _buckets(rows, self)
-        table = from_rows(rows, self.plan.contract, self.path, self.version)
+        logged = self.plan.contract if self.extension is None else self.extension.logged
+        table = from_rows(rows, logged, self.path, self.version)
+        if self.extension is not None:
+            table = self.extension(table)
         return part_of(table, self.plan, self.unpacked, self.values, buckets)
 
 

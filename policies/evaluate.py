@@ -43,6 +43,7 @@ def evaluate(
     alone: str | None = None,
     along: Mapping[str, float] | None = None,
     fit: FitQ | None = None,
+    returns: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Each of `policies` and the logging policy by every estimator and component, as plain numbers ready for JSON.
 
@@ -55,7 +56,9 @@ def evaluate(
     `alone` names the policy that the mixtures at the gate's shares mix with the logging policy: by default the
     candidate, else what the candidate is without the part of the logging policy that it is deployed with. `along`
     names those of `policies` that are the candidate at other prices lambda of its range, which stand in `ranges` beside
-    their lambda instead of among the policies. `fit` solves for the value functions; by default `models.fqe.fit_fqe`.
+    their lambda instead of among the policies. `returns` names weighted sums of components (weight per raw unit): what
+    the judged policies gain in each over logging, by the gate's estimator, stands in `returns`. `fit` solves for the
+    value functions; by default `models.fqe.fit_fqe`.
 
     Where one user holds half of a policy's weight or more, `withheld` has the reason and estimates by weights are null.
     `clusters` says what the intervals resample: users, or rows where none has two; `warnings` what to know first.
@@ -72,7 +75,7 @@ def evaluate(
     targets = {policy.name: Target.of(policy, table) for policy in asked_about(policies)}
     q = _value_functions(table, targets, plan, fit or default_fit(config.fqe_steps, seed, progress))
     whole = Part.of(table, plan, targets, lambda key: q[plan.same(key)])
-    return evaluation(plan, policies, tried, *tallied(plan, [whole]), whole, along)
+    return evaluation(plan, policies, tried, *tallied(plan, [whole]), whole, along, returns)
 
 
 def asked_about(policies: Sequence[Policy | LoggingPolicy]) -> list[Policy]:
@@ -128,6 +131,7 @@ def evaluation(
     answers: Answers,
     sample: Part,
     along: Mapping[str, float] | None = None,
+    returns: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
     """What `evaluate` returns, from the answers to every question of the plan.
 
@@ -137,7 +141,7 @@ def evaluation(
     Raises InputError where nothing was left to chance.
     """
     check_chance(log.choices, log.chances)
-    study = Study(plan, log, answers, sample)
+    study = Study(plan, log, answers, sample, returns or {})
     logged, units = study.logged("all"), {**plan.contract.units, CTR: "clicks per send"}
     described = _describe_policies(study)
     return {
@@ -190,6 +194,8 @@ class Study:
     log: LogTally
     answers: Answers
     sample: Part
+    returns: Mapping[str, Mapping[str, float]]
+    """Weighted sums of components, by name."""
 
     def answer(self, rows: str, key: Key | None) -> Answer:
         return self.answers[rows, None if key is None else self.plan.same(key)]
@@ -247,6 +253,14 @@ def _described(study: Study, rows: str, key: Key, judged: bool) -> dict[str, Any
         return found
     diagnosed["ess_if_explored"] = facts["explored"].ess()
     shown = {name: metrics for name, metrics in answer.estimates.items() if name not in withheld}
+    if study.returns and gate.estimator in answer.estimates:
+        weighed = {
+            name: plan.levels.difference(
+                _weighted(answer.estimates[gate.estimator], weights), _weighted(answer.logged, weights)
+            )
+            for name, weights in study.returns.items()
+        }
+        found["returns"] = _nulls(weighed) if gate.estimator in withheld else weighed
     if gate.estimator in shown:
         found["disagreement"] = disagreement(shown, answer.logged, gate.estimator, plan.config.per)
         found["segments"] = {
@@ -258,6 +272,12 @@ def _described(study: Study, rows: str, key: Key, judged: bool) -> dict[str, Any
         }
     if study.log.estimated and key == gate.candidate:
         found["confounding"] = _confounding(study, rows, key)
+    return found
+
+
+def _weighted(metrics: Metrics, weights: Mapping[str, float]) -> Floats:
+    """[R + 1] sum of weight x component: estimates are linear in the reward, so that it is the estimate of the sum."""
+    found: Floats = np.sum([weight * metrics[name] for name, weight in weights.items()], axis=0)
     return found
 
 

@@ -18,6 +18,7 @@ from policies.checks import (
     unknown_seeds,
     within_margin,
 )
+from policies.hacking import warnings, watched
 from policies.rules import GateConfig
 
 WORSE = ("PROMOTE", "INCONCLUSIVE", "REFUSE")
@@ -80,6 +81,9 @@ def judge(evaluation: dict[str, Any], config: GateConfig, tried: int) -> dict[st
     confidence, and the verdict is the worst of them. All must pass for a promotion, so that the chance of promoting
     what harms at some price judged is no larger than at one (an intersection-union test: Berger 1982).
 
+    `warnings` are of learned rewards (`policies.hacking`): they stand in the reasons and change no verdict, as what
+    harms is for the guarded metrics to say.
+
     Raises InputError where nothing is guarded, the candidate or a metric was not evaluated, a candidate that learned
     was not evaluated on the test split, or the bounds were computed for another number of candidates.
     """
@@ -92,11 +96,15 @@ def judge(evaluation: dict[str, Any], config: GateConfig, tried: int) -> dict[st
         for name, each in evaluation.get("ranges", {}).get(config.candidate, {}).items()
     ]
     checks = (*judgement.checks, *([_whole_range(along)] if along else []))
+    learned = watched(evaluation, config)
+    warned = [each for name, told in learned.items() for each in warnings(name, told, config)]
     return {
         "verdict": max((each.verdict for each in (judgement, *(point.judgement for point in along))), key=WORSE.index),
         "candidate": config.candidate,
-        "reasons": _reasons(judgement, along, share, config),
+        "reasons": [*_reasons(judgement, along, share, config), *(f"Warning: {each.reason}" for each in warned)],
         "checks": [check.plain() for check in checks],
+        "learned_rewards": learned,
+        "warnings": [each.plain() for each in warned],
         "largest_share": share,
         "gamma": turning_gamma(policy, config),
         "confidence": 1 - (1 - config.confidence) / tried,

@@ -58,6 +58,15 @@ class GateConfig:
     """Least share of validation choices at which the other seeds choose as the one that is judged."""
     segments: tuple[str, ...] = ()
     """State features by which users are parted, as they were at their first row: no part may be shown to be harmed."""
+    max_outside: float = 0.1
+    """Share of the candidate's choices outside the rows that a learned reward was learned from, above which the gate
+    warns; it refuses nothing."""
+    min_overlap: float = 0.2
+    """Effective sample size of the log's choices to the candidate, as a share of their number, below which the gate
+    warns of every learned reward that it was trained on."""
+    return_weights: dict[str, float] = field(default_factory=dict)
+    """Hand-written weights per raw unit of the return that learned rewards are held against; by default those of
+    train.weights whose components are not learned."""
     shares: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5, 1.0)
     """Rollout shares kappa of the mixtures (1 - kappa) mu + kappa pi for which the gate says what it can certify."""
 
@@ -66,7 +75,7 @@ class GateConfig:
             raise InputError(f"gate.estimator is {self.estimator!r}; it must be one of {', '.join(ESTIMATORS)}.")
         if not 0.5 <= self.confidence < 1:
             raise InputError(f"gate.confidence is {self.confidence}; it must lie in [0.5, 1).")
-        for name in ("min_support", "min_agreement"):
+        for name in ("min_support", "min_agreement", "max_outside", "min_overlap"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"gate.{name} is {getattr(self, name)}; it is a share, in [0, 1].")
         if len(set(self.segments)) < len(self.segments):

@@ -1,1 +1,1 @@
-"""What learned rewards are worth, held against a truth that no learner sees."""
+"""What learned rewards are worth, against a utility that is hidden from the learner: `make study-rewards`."""

@@ -3,18 +3,14 @@
 Everything is left in OUT: `summary.json`, `details.json`, and `parts/`, from which a run that was killed goes on.
 """
 
-import hashlib
 import itertools
 import json
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import numpy as np
 import torch
 import typer
 from rich.console import Console
@@ -23,7 +19,7 @@ from benchmarks.study import estimators, halves, headline, promotion, truth
 from benchmarks.study.findings import findings
 from benchmarks.study.members import load, train
 from benchmarks.study.page import fill, shown
-from benchmarks.study.parts import Part, Parts
+from benchmarks.study.parts import Clock, Part, Parts, code, plain
 from benchmarks.study.pictures import draw
 from benchmarks.study.source import Source
 from benchmarks.study.truth import Candidate, Truth
@@ -60,20 +56,10 @@ class Plan:
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides the numbers."""
-        plain = {key: value for key, value in vars(self).items() if key not in {"source", "out", "workers"}}
+        own = {key: value for key, value in vars(self).items() if key not in {"source", "out", "workers"}}
         config = self.source.config.model_dump(mode="json", exclude={"run_dir", "data"})
-        found: dict[str, Any] = json.loads(json.dumps({**plain, "config": config, "code": _code()}))
+        found: dict[str, Any] = json.loads(json.dumps({**own, "config": config, "code": code(SHOWING)}))
         return found
-
-
-def _code() -> str:
-    """A hash of every module of the project that is loaded, but for those that only show what was found."""
-    digest = hashlib.sha256()
-    for name in sorted(sys.modules):
-        if name.split(".")[0] in {"models", "policies", "pipelines", "benchmarks"} and not name.endswith(SHOWING):
-            file = getattr(sys.modules[name], "__file__", None)
-            digest.update(Path(file).read_bytes() if file else b"")
-    return digest.hexdigest()[:16]
 
 
 @app.command()
@@ -163,7 +149,7 @@ def study(plan: Plan, parts: Parts) -> dict[str, Any]:
         verdicts = _verdicts(plan, parts, asked)
     halved = halves.compared(members, metrics, said)
     estimates = {name: each["estimates"] for name, each in said.items()}
-    found: dict[str, Any] = _plain(
+    found: dict[str, Any] = plain(
         {
             "policies": plan.members,
             **{f"{kind}_beat_logging": each["beat"] for kind, each in halved.items()},
@@ -258,34 +244,6 @@ def _by_key(label: str, parts: Parts, work: Mapping[K, Sequence[Part]]) -> dict[
     found = iter(parts(label, [part for key in keys for part in work[key]]))
     made = {key: [*itertools.islice(found, len(work[key]))] for key in keys}
     return {key: made[key] for key in work}
-
-
-class Clock:
-    """Seconds by stage, added up over the runs that went on from one another."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        self.seconds: dict[str, float] = json.loads(place.read_text()) if place.exists() else {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-            self.place.write_text(json.dumps(self.seconds))
-
-
-def _plain(found: Any) -> Any:
-    """As JSON holds it: a number that is not finite is null."""
-    if isinstance(found, Mapping):
-        return {str(key): _plain(each) for key, each in found.items()}
-    if isinstance(found, list | tuple):
-        return [_plain(each) for each in found]
-    if isinstance(found, float | np.floating):
-        return float(found) if np.isfinite(found) else None
-    return int(found) if isinstance(found, np.integer) else found
 
 
 def _write(path: Path, found: Any) -> None:

@@ -148,13 +148,19 @@ GROUPS = ("harmful", "improving")
 
 
 def fill(page: Path, details: Mapping[str, Any]) -> None:
-    """Put each table, and the findings, between their marks, `<!-- NAME -->` and `<!-- end -->`.
-
-    Raises InputError where the page lacks a table's marks.
-    """
-    text = page.read_text()
+    """Put each table, and the findings, between their marks. Raises InputError as `put`."""
     blocks = {name: markdown(rows) for name, rows in tables(details).items()}
-    blocks["findings"] = "\n".join(f"- {each}" for each in findings(details))
+    put(page, blocks | {"findings": "\n".join(f"- {each}" for each in findings(details))})
+
+
+def put(page: Path, blocks: Mapping[str, str]) -> None:
+    """Put each block between its marks, `<!-- NAME -->` and `<!-- end -->`.
+
+    Raises InputError where the page is not there, or lacks the marks of a block.
+    """
+    if not page.exists():
+        raise InputError(f"{page}: no such page; name the folder of the documents.")
+    text = page.read_text()
     for name, block in blocks.items():
         pattern = re.compile(f"<!-- {name} -->.*?<!-- end -->", re.S)
         if not pattern.search(text):

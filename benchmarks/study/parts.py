@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -87,3 +90,43 @@ def _write(place: Path, found: dict[str, Any]) -> None:
     partial.write_text(json.dumps(found))
     # A killed run leaves a whole part or none.
     partial.replace(place)
+
+
+def code(showing: Sequence[str]) -> str:
+    """A hash of every module of the project that is loaded, but for those whose names end with one of `showing`."""
+    digest = hashlib.sha256()
+    for name in sorted(sys.modules):
+        if name.split(".")[0] in {"models", "policies", "pipelines", "benchmarks"} and not name.endswith(
+            tuple(showing)
+        ):
+            file = getattr(sys.modules[name], "__file__", None)
+            digest.update(Path(file).read_bytes() if file else b"")
+    return digest.hexdigest()[:16]
+
+
+class Clock:
+    """Seconds by stage, added up over the runs that went on from one another."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.seconds: dict[str, float] = json.loads(place.read_text()) if place.exists() else {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+            self.place.write_text(json.dumps(self.seconds))
+
+
+def plain(found: Any) -> Any:
+    """As JSON holds it: a number that is not finite is null."""
+    if isinstance(found, Mapping):
+        return {str(key): plain(each) for key, each in found.items()}
+    if isinstance(found, list | tuple):
+        return [plain(each) for each in found]
+    if isinstance(found, float | np.floating):
+        return float(found) if np.isfinite(found) else None
+    return int(found) if isinstance(found, np.integer) else found

@@ -42,8 +42,7 @@ def add(root: Path, name: str, kind: Kind, facts: Mapping[str, Any], tensors: Ma
 
     Raises InputError where the name is no identifier: it becomes a column.
     """
-    if not NAME.fullmatch(name):
-        raise InputError(f"learned: {name!r} is no name for a reward; letters, digits and _ alone, a letter first.")
+    check_name(name)
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)
     number = max(versions(root, name), default=0) + 1
@@ -57,6 +56,12 @@ def add(root: Path, name: str, kind: Kind, facts: Mapping[str, Any], tensors: Ma
     (partial / FACTS).write_text(json.dumps(told, indent=1, allow_nan=False) + "\n")
     partial.rename(folder / f"v{number:04d}")
     return Stored(name, number, kind, dict(facts), dict(tensors))
+
+
+def check_name(name: str) -> None:
+    """Raise InputError where `name` cannot be a reward's."""
+    if not NAME.fullmatch(name):
+        raise InputError(f"learned: {name!r} is no name for a reward; letters, digits and _ alone, a letter first.")
 
 
 def versions(root: Path, name: str) -> list[int]:

@@ -42,6 +42,10 @@ class Weeks:
                 )
         return np.array([known[name] for name in ids], dtype=np.int64)
 
+    def only(self, places: NDArray[np.int64]) -> "Weeks":
+        """Those at `places`."""
+        return Weeks(**{name: values[places] for name, values in vars(self).items()})
+
     def sums(self, of_rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """[W, ...] sums over each stretch of a quantity `of_rows` [N, ...]."""
         before = np.concatenate([np.zeros((1, *of_rows.shape[1:])), np.cumsum(of_rows, axis=0)])

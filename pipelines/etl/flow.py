@@ -169,7 +169,7 @@ def _finish(run: "Run", arrivals: Arrivals, made: "Made") -> Report:
         there = [code for code in run.job.schemas if window.resume is None or rows[NAMES[code]]["read"]]
         datasets = [NAMES[code] for code in there] + [TRANSITIONS]
         checked = quality.check_profiles(
-            made.partials, span, config.contract, config.quality, folder, datasets, replace=window.resume is None
+            made.partials, span, config.logged_contract, config.quality, folder, datasets, replace=window.resume is None
         )
         propensities = quality.propensity_sums(made.partials)
     with clock("commit"):
@@ -222,7 +222,7 @@ class Run:
 
     def _layout(self, name: str) -> Layout:
         if name == TRANSITIONS:
-            return transitions_layout(self.config.contract)
+            return transitions_layout(self.config.logged_contract)
         if name == CONSENT:
             return consent_layout()
         return quarantine_layout(self.job.schemas[NAMES.index(name.removeprefix(QUARANTINE))])

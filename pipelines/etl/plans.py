@@ -17,7 +17,7 @@ def make_plan(config: Config, watermark: int, log_start: int) -> Plan:
     if gap is not None and gap > etl.lookback_days * 24:
         raise InputError(f"constraints.min_gap_hours is {gap}, longer than etl.lookback_days; nothing older is known.")
     return Plan(
-        contract=config.contract,
+        contract=config.logged_contract,
         outcomes=outcome_names(config.rewards),
         features=StateFeatures(
             features.state,

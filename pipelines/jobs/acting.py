@@ -20,6 +20,7 @@ from pipelines.config import Config
 from pipelines.jobs.judging import artifacts_of, fingerprints_of
 from pipelines.jobs.steps import console, left_by, policy_folder, registry_of, session, step, step_path
 from pipelines.night import run_frozen, run_scoring
+from pipelines.reading import LEARNED_VERSIONS
 from policies.gate import judge
 
 logger = logging.getLogger("tactful.score")
@@ -56,7 +57,8 @@ def _register(config: Config, verdict: dict[str, Any], evaluation: dict[str, Any
     candidate = config.gate.candidate
     folder = policy_folder(config, candidate)
     judged = artifact.load(folder)
-    lineage = {key: judged.lineage.get(key) for key in ("data_version", "estimates_version", "window", "commit")}
+    known = ("data_version", "estimates_version", LEARNED_VERSIONS, "window", "commit")
+    lineage = {key: judged.lineage.get(key) for key in known}
     on = {"fingerprint": judged.fingerprint, "data_fingerprint": judged.lineage.get("fingerprint"), **lineage}
     version = registry.register(
         folder,

@@ -32,6 +32,7 @@ from pipelines.jobs.steps import (
     write_json,
 )
 from pipelines.report.text import ALONE
+from pipelines.rewards import watching
 from pipelines.simulate import policy_truth
 from policies.base import Policy
 from policies.baselines import Mixture, fit_baselines
@@ -93,7 +94,12 @@ def _evaluate(
         along = along_range(deployed[config.gate.candidate], config.gate.candidate) if deployed else []
         tried = _candidates_tried(config, tested, deployed) if deployed and tested else 1
         prices = {each.name: each.price for each in along}
-        found = how([*policies, *along], tried=tried, alone=alone, along=prices)
+        rewards = watching.trained_on(config, trained["lineage"]) if trained and deployed else {}
+        returns = watching.returns_of(config, rewards)
+        found = how([*policies, *along], tried=tried, alone=alone, along=prices, returns=returns)
+        if rewards:
+            candidate = next(each for each in policies if each.name == config.gate.candidate)
+            found["learned_rewards"] = watching.told_of(rewards, transitions, candidate)
         if trained is not None:
             found["seeds"] = _seeds(config, trained)
         # The world's true values are per user-week.

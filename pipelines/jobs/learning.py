@@ -15,6 +15,7 @@ from models.stream import sampled
 from models.train import Learned
 from models.train import train as fit_policies
 from models.training import BEHAVIOUR, TrainConfig
+from pipelines import reading
 from pipelines import sweep as sweeps
 from pipelines.config import Config
 from pipelines.estimation import check_known, transitions_to_train
@@ -46,7 +47,7 @@ def train(config: Config) -> dict[str, Any]:
     with distributed.group() as processes:
         if processes.rank == 0:
             return _train(config, processes)
-        _fit(config, processes)
+        _fit(config, reading.learning(config)[0], processes)
         return {}
 
 
@@ -71,13 +72,14 @@ def train_by_spark(config: Config, file: Path, overrides: list[str], processes: 
 
 def _train(config: Config, processes: distributed.Group) -> dict[str, Any]:
     with step(config, "train") as result:
-        transitions, learned = _fit(config, processes)
+        settings, weights_from = reading.learning(config)
+        transitions, learned = _fit(config, settings, processes)
         if config.gate.candidate not in learned:
             raise InputError(
                 f"gate.candidate: every seed of {config.gate.candidate!r} diverged, as the log of this step says; "
                 "lower its learning rate, or name another candidate."
             )
-        lineage = lineage_of(config, transitions)
+        lineage = lineage_of(config, transitions, weights_from)
         folders = {name: policy_folder(config, name) for name in learned}
         volumes, units = _volumes(config, transitions, learned), feature_units(config.features)
         for name, member in learned.items():
@@ -91,7 +93,7 @@ def _train(config: Config, processes: distributed.Group) -> dict[str, Any]:
             tags={name: str(value) for name, value in lineage.items()},
         )
         result["curves"] = curves
-        result["weights"] = dict(config.learning.weights)
+        result["weights"] = dict(settings.weights)
         result["learners"] = {name: asdict(learner) for name, learner in config.learning.named.items()}
         result["members"] = len(config.learning.learners) * config.learning.seeds
         fitted = {name: each for name, each in learned.items() if name != BEHAVIOUR}
@@ -140,17 +142,19 @@ def _volumes(config: Config, transitions: table.Transitions, learned: Mapping[st
     return found
 
 
-def _fit(config: Config, processes: distributed.Group) -> tuple[table.Transitions, dict[str, Learned]]:
+def _fit(
+    config: Config, settings: TrainConfig, processes: distributed.Group
+) -> tuple[table.Transitions, dict[str, Learned]]:
     """What training read all at once, and what it learned."""
     transitions, shards = _log(config)
-    return transitions, _learn(config, config.learning, transitions, shards, checkpoint_of(config), processes)
+    return transitions, _learn(config, settings, transitions, shards, checkpoint_of(config), processes)
 
 
 def _log(config: Config) -> tuple[table.Transitions, table.Shards | None]:
     """What training reads all at once and, where that is not everything, the buckets that stream."""
     if not config.learning.stream_rows:
         return transitions_to_train(config), None
-    shards = table.Shards.of(config.transitions_path, config.contract)
+    shards = reading.shards(config)
     return sampled(shards, config.learning.stream_rows, config.seed), shards
 
 
@@ -182,12 +186,13 @@ def sweep(config: Config) -> dict[str, Any]:
         raise InputError(f"{config.name}: the configuration has no [sweep]; add one, see docs/sweep.md.")
     transitions, shards = _log(config)
     check_known(config, transitions)
-    population = config.sweep.population(config.learning, config.gate.candidate)
+    settings, weights_from = reading.learning(config)
+    population = config.sweep.population(settings, config.gate.candidate)
     torch.set_num_threads(config.learning.threads)
     with step(config, "sweep") as result:
         learned = _learn(config, population, transitions, shards, checkpoint_of(config, "sweep"))
         del learned[BEHAVIOUR]
-        lineage = lineage_of(config, transitions)
+        lineage = lineage_of(config, transitions, weights_from)
         root = config.run_dir / "sweep"
         # An earlier sweep may have had more members.
         shutil.rmtree(root, ignore_errors=True)
@@ -201,7 +206,7 @@ def sweep(config: Config) -> dict[str, Any]:
                 policies,
                 config.evaluate,
                 objectives,
-                config.learning.weights,
+                settings.weights,
                 config.gate.estimator,
                 config.sweep.min_ess,
                 config.seed,

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from models.errors import InputError
 from models.registry import Registry
 from models.training import BEHAVIOUR
 from pipelines.config import Config
+from pipelines.reading import LEARNED_VERSIONS
 from pipelines.session import spark_session
 
 # Into a file or a pipe a table is as wide as it needs, not as narrow as the eighty columns of nobody's terminal.
@@ -100,11 +101,16 @@ def _window(transitions: table.Transitions) -> list[str]:
     return table.span(transitions.decided_at.min(), transitions.decided_at.max())
 
 
-def lineage_of(config: Config, transitions: table.Transitions) -> dict[str, Any]:
-    """What a policy was learned from, or what was evaluated without learning."""
+def lineage_of(
+    config: Config, transitions: table.Transitions, weights_from: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """What a policy was learned from, or what was evaluated without learning; `weights_from` is the version by name of
+    a learned reward that its weights are."""
+    learned = {**(transitions.learned_versions or {}), **(weights_from or {})}
     return {
         "data_version": transitions.version,
         "estimates_version": transitions.estimates_version,
+        **({LEARNED_VERSIONS: learned} if learned else {}),
         "fingerprint": transitions.fingerprint,
         "window": _window(transitions),
         "config_hash": config.digest(),

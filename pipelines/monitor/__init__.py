@@ -25,6 +25,7 @@ from pyspark.sql import functions as F
 
 from models.errors import InputError
 from models.registry import Registry
+from pipelines import reading
 from pipelines.config import Config
 from pipelines.etl.features import DAY
 from pipelines.etl.flow import explained
@@ -266,7 +267,10 @@ def _earned(spark: SparkSession, config: Config, nights: Nights, window: Sequenc
     firsts = matching.ranked(matching.answers(scores, log, scores.limit(0)))
     answers = firsts.where("rank = 1 and place = 0").select("user_id", F.col("row_id").alias("answer_id"))
     transitions = earnings.transition_rows(spark, config, span.first)
-    found = None if transitions is None else earnings.earned(transitions, answers, config)
+    found = None
+    if transitions is not None:
+        learned = reading.learned_rewards(config, None if model is None else model.artifact.lineage)
+        found = earnings.earned(earnings.with_learned(transitions, config, learned), answers, config)
     return earnings.compared(found, earnings.prediction(config, model), config, FEW_CLUSTERS)
 
 

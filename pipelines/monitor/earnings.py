@@ -5,14 +5,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 from deltalake import DeltaTable
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
+from pyspark.sql.types import DoubleType, StructField, StructType
 
 from models.contract import REWARD_PREFIX, Contract
+from models.rewards.learned import LearnedRewards
+from models.table import beside_rows
 from models.training import BEHAVIOUR
 from pipelines.config import Config
 from pipelines.etl import store
+from pipelines.etl.blocks import Batches
 from pipelines.etl.features import DAY, HOUR
 from pipelines.etl.plans import text_of
 from pipelines.etl.sources import quoted
@@ -73,6 +79,34 @@ def _is_ours() -> Column:
 
 def _keys(answers: DataFrame) -> DataFrame:
     return answers.select(F.col("user_id").alias("their_user"), F.col("answer_id").alias("their_decision")).distinct()
+
+
+def with_learned(transitions: DataFrame, config: Config, learned: LearnedRewards | None) -> DataFrame:
+    """The usable transitions, all of each user's from some time on, with a column for each learned reward.
+
+    The silent rows after a closed account are taken in by the row that closed it, and earn nothing of their own.
+    """
+    if learned is None:
+        return transitions
+    names, place = [stored.name for stored in learned.stored], str(config.transitions_path)
+
+    def extend(batches: Batches) -> Batches:
+        found = list(batches)
+        rows = pa.Table.from_batches(found) if found else None
+        if rows is None or not rows.num_rows:
+            return
+        # Whole users are here, whichever bucket they are of.
+        whole = rows.append_column("bucket", pa.repeat(0, rows.num_rows))
+        table, ordered, kept = beside_rows(whole, learned.logged, place)
+        extended = learned(table)
+        for name in names:
+            column = np.zeros(ordered.num_rows)
+            column[kept] = extended.reward[:, extended.contract.rewards.index(name)]
+            ordered = ordered.append_column(REWARD_PREFIX + name, pa.array(column))
+        yield from ordered.drop_columns(["bucket"]).to_batches()
+
+    added = [StructField(REWARD_PREFIX + name, DoubleType()) for name in names]
+    return transitions.repartition("user_id").mapInArrow(extend, StructType([*transitions.schema.fields, *added]))
 
 
 def earned(transitions: DataFrame, answers: DataFrame, config: Config) -> Earned | None:

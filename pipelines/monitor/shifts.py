@@ -5,7 +5,7 @@ learned from: their states, and what the model's own networks say at them. So bo
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from models.table import Shards
 from pipelines.config import Config
 from pipelines.etl.blocks import Batches
 from pipelines.etl.sources import quoted
+from pipelines.reading import LEARNED_VERSIONS
 from policies.base import Integers
 from policies.drift import Bins, Drift
 
@@ -56,8 +57,10 @@ def value_columns(model: Artifact) -> list[str]:
 def reference_of(config: Config, model: Artifact) -> Reference:
     """Raises InputError where the version of the transitions that the model names cannot be read, or has no row of the
     training split that is not warm-up."""
-    version = model.lineage.get("data_version")
-    shards = Shards.of(config.transitions_path, model.contract, None if version is None else int(version))
+    version, learned = model.lineage.get("data_version"), model.lineage.get(LEARNED_VERSIONS) or {}
+    # States are compared, which no learned reward is asked about.
+    logged = replace(model.contract, rewards=tuple(name for name in model.contract.rewards if name not in learned))
+    shards = Shards.of(config.transitions_path, logged, None if version is None else int(version))
     table, _ = shards.together(shards.buckets, config.monitor.reference_rows)
     table = table.where((table.split == SPLITS.index("train")) & ~table.warm_up & ~table.silent)
     if not len(table.user):

@@ -1,7 +1,7 @@
 """The commands of `tactful rewards`: thin over the other files of this folder."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -24,11 +24,22 @@ AnswerFiles = Annotated[
 
 
 @app.command()
-def fit(config: ConfigPath, name: RewardName, answers: AnswerFiles, overrides: Overrides = None) -> None:
-    """Learn weights of the reward components from answers: which of two user-weeks went better."""
-    from pipelines.rewards import fitting
+def fit(
+    config: ConfigPath,
+    name: RewardName,
+    answers: AnswerFiles,
+    form: Annotated[
+        Literal["weights", "network"],
+        typer.Option("--form", help="Weights of the components, or a network over state, action and outcome."),
+    ] = "weights",
+    overrides: Overrides = None,
+    untrusted: Annotated[bool, typer.Option("--untrusted", help="Also from a judge that is not trusted.")] = False,
+) -> None:
+    """Learn a reward from answers to which of two user-weeks went better."""
+    from pipelines.rewards import fitting, fitting_network
 
-    fitting.run_fit(loaded(config, overrides), name, answers)
+    learn = fitting.run_fit if form == "weights" else fitting_network.run_network
+    learn(loaded(config, overrides), name, answers, untrusted)
 
 
 @app.command()
@@ -42,6 +53,66 @@ def report(
     from pipelines.rewards import weights_page
 
     weights_page.run_report(loaded(config, overrides), name, version)
+
+
+@app.command()
+def loop(
+    config: ConfigPath,
+    name: RewardName,
+    rounds: Annotated[int, typer.Option("--rounds", metavar="R", help="Rounds in all; those done are kept.")] = 3,
+    pairs: Annotated[int, typer.Option("--pairs", metavar="N", help="New pairs of a round.")] = 50,
+    overrides: Overrides = None,
+) -> None:
+    """Ask, fit, train, evaluate, ask about the new policy's weeks, ...; ends with 2 where a person is to answer."""
+    from pipelines.rewards.looping import run_loop
+
+    run_loop(loaded(config, overrides), name, rounds, pairs, config)
+
+
+Name = Annotated[str, typer.Argument(help="What the learned reward is called, as in `learned:NAME`.")]
+
+
+@app.command()
+def goal(config: ConfigPath, name: Name, set_: Overrides = None) -> None:
+    """Learn how likely a state is one worth being in, as learned.goal says; a new version of the reward."""
+    from pipelines.rewards.goals import run_goal
+
+    run_goal(loaded(config, set_), name)
+
+
+@app.command()
+def judge(
+    config: ConfigPath,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The learned reward; its transcript goes on from run to run.")
+    ],
+    pairs: Annotated[int, typer.Option("--pairs", metavar="N", min=1, help="Pairs of user-weeks to ask about.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The answers.")] = Path("answers.jsonl"),
+    human: Annotated[
+        list[Path] | None,
+        typer.Option("--human", metavar="FILE", help="Answers of people that the judge is held against."),
+    ] = None,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Learn weights, corrected for the judge's errors and bias.")
+    ] = False,
+    untrusted: Annotated[
+        bool, typer.Option("--untrusted", help="Learn them of a judge that is not trusted too.")
+    ] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Have a language model compare user-weeks, and say how far it agrees with people."""
+    from rich.console import Console
+
+    from pipelines.rewards.judged_shown import shown
+    from pipelines.rewards.judging import Request, run_judge
+
+    def tell(facts: dict[str, Any]) -> None:
+        for line in shown(facts):
+            typer.echo(line)
+
+    request = Request(name, pairs, out, human or (), fit, untrusted)
+    facts = run_judge(loaded(config, overrides), request, Console(stderr=True), tell)
+    typer.echo(f"Written: {out}" + (f", and version {facts['version']} of {name}" if fit else ""))
 
 
 @app.command()

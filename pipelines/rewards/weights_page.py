@@ -10,6 +10,7 @@ from pipelines.jobs.steps import console
 from pipelines.report import environment
 from pipelines.report import svg as pictures
 from pipelines.report.text import MISSING, Range, fixed, metric_name, moment, percent, plain, short
+from pipelines.rewards.judged_shown import version_shown
 from pipelines.rewards.weights_shown import ratio_texts, shown, weight_of
 
 View = dict[str, Any]
@@ -24,6 +25,11 @@ def run_report(config: Config, name: str, version: int | None) -> None:
     if stored.kind != "weights":
         raise InputError(f"{name} version {stored.version} is of kind {stored.kind}; this report is of weights.")
     title = f"{name} version {stored.version}"
+    if "judge" in stored.facts:
+        # Learned by another likelihood: nothing was held out, and there is one rater.
+        for each in version_shown(stored.facts, title):
+            console.print(each)
+        return
     path = config.run_dir / f"rewards_{name}.html"
     unfinished = path.with_name(path.name + ".part")
     unfinished.write_text(render(stored.facts, title), encoding="utf-8")
