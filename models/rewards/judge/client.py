@@ -10,6 +10,7 @@ import os
 import random
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -97,6 +98,7 @@ class Client:
         self._stopped = threading.Event()
         self._wait = self.sleep or self._stopped.wait
         self._lock = threading.Lock()
+        self._asking: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._calls = self.transcript.calls
         self._own = threading.local()
         self._random = random.Random()
@@ -113,9 +115,17 @@ class Client:
         """
         posted = body(self.settings, messages)
         name = key_of(posted)
-        known = self.transcript.answered.get(name)
-        if known is not None:
-            return Reply(known.content, verdict(known.content), known.model, cached=True)
+        with self._lock:
+            alone = self._asking[name]
+        # Two weeks may read the same, so that two threads have the same question: the second waits for the answer.
+        with alone:
+            known = self.transcript.answered.get(name)
+            if known is not None:
+                return Reply(known.content, verdict(known.content), known.model, cached=True)
+            return self._asked(name, posted)
+
+    def _asked(self, name: str, posted: dict[str, Any]) -> Reply:
+        """The answer after as many tries as it takes, or as are allowed."""
         for number in range(self.settings.retries + 1):
             found = self._kept(name, posted)
             if found.fault is None and found.content is not None:

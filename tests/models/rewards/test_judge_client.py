@@ -407,6 +407,14 @@ def test_several_at_a_time_find_what_one_finds(tmp_path: Path) -> None:
     assert [each.answer("tie") for each in alone.opinions] == ["right"] * 19 + ["left"]
 
 
+def test_weeks_that_read_the_same_are_asked_about_once(tmp_path: Path) -> None:
+    with Server(say_by_length, seconds=0.01) as server, Transcript(tmp_path / "judge.jsonl") as kept:
+        client = Client(settings(server.url, concurrency=8), kept)
+        found = judge(client, PRINCIPLES, PAIRS, lambda place: "x" * (place % 2))
+    assert len(server.requests) == 2, "short against long, and long against short"
+    assert [each.answer("tie") for each in found.opinions] == ["right", "left"] * 10
+
+
 def test_prose_is_asked_again_once_and_then_no_answer(tmp_path: Path) -> None:
     def fault(number: int, messages: Messages) -> str | None:
         first, stubborn = len(messages) == 2, len(shown(messages)[0]) == 1
