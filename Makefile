@@ -12,7 +12,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo heartsteps data test airflow-test check install dev airflow-env d3rlpy-env java python bench-etl bench-train bench-score coverage study study-learners notebooks clean
+.PHONY: help demo heartsteps data test airflow-test check install dev airflow-env d3rlpy-env java python bench-etl bench-train bench-score coverage study study-learners study-rewards notebooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ study: dev ## 128 policies twice, their truth, what estimators and the gate say,
 
 study-learners: java dev d3rlpy-env ## true values of the learners and of d3rlpy over ten seeds: runs/study-learners/
 	$(BIN)/python -m benchmarks.learners
+
+study-rewards: dev ## learned rewards against a hidden utility: runs/study-rewards/summary.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.rewards
 
 coverage: dev ## how often 95% intervals hold the truth, 500 simulated logs: runs/coverage/summary.json
 	$(BIN)/python -m benchmarks.coverage

@@ -5,12 +5,14 @@ import contextlib
 import fcntl
 import json
 import os
+import select
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PATIENCE = 120
 FLAGS = ("--headless", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage", "--no-first-run")
 CUT_OFF = """
 (() => {
@@ -68,6 +70,8 @@ class Page:
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self.loaded = False
+        self.downloads = 0
+        self.dialogs: list[str] = []
         target = next(t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for part in ("Page", "Runtime", "Log", "Network"):
@@ -78,7 +82,7 @@ class Page:
         """Send one command and read until its answer; events on the way are noted."""
         self._count += 1
         message = {"id": self._count, "method": method, "params": parameters}
-        if self.session and not method.startswith("Target."):
+        if self.session and not method.startswith(("Target.", "Browser.")):
             message["sessionId"] = self.session
         os.write(self._write, json.dumps(message).encode() + b"\0")
         while True:
@@ -89,6 +93,8 @@ class Page:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self._read], [], [], PATIENCE)
+            assert ready, f"the browser said nothing for {PATIENCE} s"
             chunk = os.read(self._read, 1 << 20)
             assert chunk, "the browser ended"
             self._buffer += chunk
@@ -103,6 +109,12 @@ class Page:
         if method in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded", "Network.loadingFailed"):
             self.complaints.append(f"{method}: {json.dumps(parameters)[:300]}")
         self.loaded = self.loaded or method == "Page.loadEventFired"
+        if method == "Page.javascriptDialogOpening":
+            # Nobody waits for the answer, and no call has this id.
+            accept = {"id": 0, "method": "Page.handleJavaScriptDialog", "params": {"accept": True}}
+            os.write(self._write, json.dumps(accept | {"sessionId": self.session}).encode() + b"\0")
+            self.dialogs.append(parameters["type"])
+        self.downloads += method == "Browser.downloadProgress" and parameters["state"] == "completed"
 
     def open(self, path: Path, width: int, scheme: str = "light") -> None:
         """Open a file at a width in CSS pixels and wait until it has loaded."""
@@ -114,11 +126,36 @@ class Page:
         )
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.call("Page.navigate", url=path.as_uri())
+        self._load()
+
+    def reload(self) -> None:
+        """As by a person's F5."""
+        self.loaded = False
+        self.call("Page.reload")
+        self._load()
+
+    def _load(self) -> None:
         while not self.loaded:
             self._receive()
 
     def evaluate(self, expression: str) -> Any:
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+
+    def press(self, key: str) -> None:
+        """Press and release a key, by the name of KeyboardEvent.key; one letter is typed."""
+        typed = {"text": key} if len(key) == 1 else {}
+        for kind, text in (("keyDown", typed), ("keyUp", {})):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, **text)
+
+    def save_to(self, folder: Path) -> None:
+        """Downloads go to `folder` from now on, without a question."""
+        self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder), eventsEnabled=True)
+
+    def downloaded(self) -> None:
+        """Wait until a download is complete."""
+        while self.downloads < 1:
+            self._receive()
+        self.downloads -= 1
 
     def screenshot(self, path: Path) -> None:
         """The whole page, however long."""

@@ -63,20 +63,20 @@ COLOURS = {NAIVE: "#c4513d", CONSERVATIVE: "#2f6f9f"}
 class Size:
     """How large the part is."""
 
-    seeds: int = 6
+    seeds: int = 10
     rounds: int = 5
     """Policies of an arm after its first."""
-    users: int = 1500
-    truth_users: int = 1500
+    users: int = 2500
+    truth_users: int = 2500
+    days: int = 21
     steps: int = 600
     """Updates of a policy."""
     classifier_steps: int = 600
     visited: int = 4000
 
     def source(self, config: Path) -> Source:
-        return Source(config).but(
-            simulate__users=self.users, simulate__truth_users=self.truth_users, train__steps=self.steps
-        )
+        world = {"users": self.users, "truth_users": self.truth_users, "days": self.days}
+        return Source(config).but(**{f"simulate__{key}": each for key, each in world.items()}, train__steps=self.steps)
 
     def goal(self, source: Source, arm: str) -> GoalConfig:
         """What success is, and how it is learned: the same in both arms but for the rounds."""
@@ -260,7 +260,7 @@ def main(
 ) -> None:
     """This part alone; its picture is drawn beside its parts."""
     torch.set_num_threads(1)
-    size = Size(seeds, rounds, users, truth_users, steps, classifier_steps)
+    size = Size(seeds, rounds, users, truth_users, steps=steps, classifier_steps=classifier_steps)
     parts = Parts.of(out / "parts", {"part": "goal", "seed": seed, "size": vars(size)}, workers, Console())
     found = part(seed, parts, config, size)
     draw(found, parts.folder)

@@ -36,7 +36,7 @@ class Known:
     weights: NDArray[np.float64]
     """[K] per raw unit, on the scale of the typical rater's noise."""
     covariance: NDArray[np.float64]
-    """[K, K] of the weights: inverse curvature at the maximum, all else fitted along."""
+    """[K, K] of the weights: inverse information at the maximum, all else fitted along."""
 
     def utility(self, weeks: Weeks) -> NDArray[np.float64]:
         """[W] w.phi of every week."""

@@ -57,6 +57,12 @@ class Answers:
         said = [each.rater for each in self.pairs] + [each.rater for each in self.rankings]
         return tuple(dict.fromkeys(said))
 
+    @property
+    def weeks(self) -> set[str]:
+        """The user-weeks that raters saw."""
+        pairs = {name for each in self.pairs for name in (each.left, each.right)}
+        return pairs | {name for each in self.rankings for name in each.order}
+
     def __add__(self, other: "Answers") -> "Answers":
         return Answers(self.pairs + other.pairs, self.rankings + other.rankings)
 

@@ -17,19 +17,20 @@ What is maximised is
 
     l(theta) + 1/2 log det I_(w, tau)(theta) - 1/2 sum_r b_r^2 / s_b^2 - 1/2 sum_r log(beta_r)^2 / s_beta^2
 
-under sum_r n_r log(beta_r) = 0, n_r the choices of rater r (the geometric mean over choices is 1; a plain mean would
-tie the scale of w to raters of three answers). The second term is the Jeffreys prior of Firth (1993): it removes the
-first-order bias of w and keeps it finite where the answers are perfectly consistent (Heinze and Schemper 2002). The
-others shrink what is asked of each rater.
+under sum_r n_r log(beta_r) = 0, n_r the choices of rater r, 0 where one key was pressed: the geometric mean over
+choices is 1 (a plain mean would tie the scale of w to raters of three answers). The second term is the Jeffreys prior
+of Firth (1993): it removes the first-order bias of w and keeps it finite where the answers are perfectly consistent
+(Heinze and Schemper 2002). The others shrink what is asked of each rater.
 """
 
 import functools
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.rewards.choices import Choices
+from models.rewards.choices import LEFT, RIGHT, Choices, one_sided
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -59,6 +60,7 @@ class Model:
     """P = K + 1 + 2 R parameters: w [K], tau, b [R], log beta [R]; those a log cannot tell stay where they start."""
 
     choices: Choices
+    """Sorted by rater."""
     raters: int
     side_sd: float
     reliability_sd: float
@@ -81,6 +83,17 @@ class Model:
     def reliabilities(self) -> slice:
         return slice(self.weights + 1 + self.raters, self.size)
 
+    @property
+    def counts(self) -> Vector:
+        """[R] choices of each rater, 0 for those who pressed one key, unless all did: their noise is nobody's unit."""
+        each, paired = self.choices, (self.choices.side != 0).any(axis=1)
+        sides = [
+            np.bincount(each.rater[paired & (each.chosen == side)], minlength=self.raters) for side in (LEFT, RIGHT)
+        ]
+        found = np.bincount(each.rater, minlength=self.raters).astype(np.float64)
+        pressed = np.array([one_sided(int(left), int(right)) for left, right in zip(*sides, strict=True)])
+        return found if pressed.all() else np.where(pressed, 0.0, found)
+
     @functools.cached_property
     def free(self) -> Matrix:
         """[P, F] orthonormal basis of what is fitted: identified w and tau, sides of those who compared two, and
@@ -90,8 +103,7 @@ class Model:
         paired = np.unique(self.choices.rater[(self.choices.side != 0).any(axis=1)])
         second = np.eye(self.size)[:, self.weights + 1 + paired]
         # Orthogonal to the counts are all left singular vectors of their column but the first.
-        counts = np.bincount(self.choices.rater, minlength=self.raters)
-        contrasts = np.linalg.svd(counts[:, None].astype(np.float64))[0][:, 1:]
+        contrasts = np.linalg.svd(self.counts[:, None])[0][:, 1:]
         third = np.zeros((self.size, self.raters - 1))
         third[self.reliabilities] = contrasts
         return np.hstack([first, second, third])
@@ -102,9 +114,10 @@ class Model:
         return bool(self.identified[-1].any())
 
     def covariance(self, theta: Vector) -> Matrix:
-        """[P, P] inverse curvature over what is fitted, 0 elsewhere."""
+        """[P, P] inverse of Fisher's information and the shrinkage over what is fitted, 0 elsewhere."""
         basis = self.free
-        found: Matrix = basis @ np.linalg.pinv(basis.T @ self.at(theta).curvature @ basis) @ basis.T
+        known = self.information(theta) + np.diag(self._precision)
+        found: Matrix = basis @ np.linalg.inv(basis.T @ known @ basis) @ basis.T
         return found
 
     def log_probabilities(self, theta: Vector) -> Matrix:
@@ -141,25 +154,37 @@ class Model:
         slopes[..., k + 2] = beta * (each.features @ theta[:k])
         return slopes - (weight[:, None] @ slopes)
 
-    def _gathered(self, by_choice: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[P, ...] sum of what each choice gives to its own parameters [n, K + 3, ...]."""
-        found = np.zeros((self.size, *by_choice.shape[2:]))
-        for rater, places in enumerate(self._places):
-            found[places] += by_choice[self.choices.rater == rater].sum(axis=0)
+    @functools.cached_property
+    def _runs(self) -> list[slice]:
+        """[R] the choices of each rater."""
+        bounds = np.searchsorted(self.choices.rater, np.arange(self.raters + 1))
+        return [slice(*each) for each in pairwise(bounds.tolist())]
+
+    def _products(self, left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[R, A, B] sum over each rater's choices and alternatives of outer products of `left` [n, x, A] and `right`
+        [n, x, B]."""
+        a, b = left.shape[2], right.shape[2]
+        return np.stack([left[mine].reshape(-1, a).T @ right[mine].reshape(-1, b) for mine in self._runs])
+
+    def _gathered(self, by_rater: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[P, ...] what each rater gives to the parameters of their own [R, K + 3, ...], added up."""
+        found = np.zeros((self.size, *by_rater.shape[2:]))
+        for places, each in zip(self._places, by_rater, strict=True):
+            found[places] += each
         return found
 
-    def _squared(self, by_choice: NDArray[np.float64]) -> Matrix:
-        """[P, P] sum of what each choice gives to pairs of its own parameters [n, K + 3, K + 3]."""
+    def _squared(self, by_rater: NDArray[np.float64]) -> Matrix:
+        """[P, P] the same of pairs of parameters [R, K + 3, K + 3]."""
         found = np.zeros((self.size, self.size))
-        for rater, places in enumerate(self._places):
-            found[np.ix_(places, places)] += by_choice[self.choices.rater == rater].sum(axis=0)
+        for places, each in zip(self._places, by_rater, strict=True):
+            found[np.ix_(places, places)] += each
         return found
 
     def information(self, theta: Vector) -> Matrix:
         """[P, P] Fisher's information of the answers at theta, without priors."""
         weight = np.exp(self.log_probabilities(theta))
         centred = self._centred(theta, weight)
-        return self._squared(centred.transpose(0, 2, 1) @ (weight[..., None] * centred))
+        return self._squared(self._products(weight[..., None] * centred, centred))
 
     def log_likelihood(self, theta: Vector) -> float:
         rows = np.arange(len(self.choices.rater))
@@ -182,48 +207,48 @@ class Model:
         log_weight = self.log_probabilities(theta)
         weight = np.exp(log_weight)
         centred = self._centred(theta, weight)
-        spread = centred.transpose(0, 2, 1) @ (weight[..., None] * centred)
-        information, residual = self._squared(spread), centred[rows, each.chosen]
+        by_rater = self._products(weight[..., None] * centred, centred)
+        residual = np.stack([centred[rows, each.chosen][mine].sum(axis=0) for mine in self._runs])
         gradient = self._gathered(residual) - precision * theta
-        curvature = information + np.diag(precision)
         # The score is a product of beta_r and w: its own second derivatives.
-        own = np.zeros_like(spread)
-        own[:, :k, k + 2], own[:, k + 2, :k], own[:, k + 2, k + 2] = (
-            residual[:, :k],
-            residual[:, :k],
-            residual[:, k + 2],
-        )
-        curvature -= self._squared(own)
-        top = self.identified.T @ information[: k + 1, : k + 1] @ self.identified
-        sign, log_det = np.linalg.slogdet(top)
-        if not (sign > 0 and np.isfinite(log_det)):
+        own = np.zeros_like(by_rater)
+        own[:, :k, k + 2] = own[:, k + 2, :k] = residual[:, :k]
+        own[:, k + 2, k + 2] = residual[:, k + 2]
+        curvature = self._squared(by_rater - own) + np.diag(precision)
+        top = self.identified.T @ by_rater[:, : k + 1, : k + 1].sum(axis=0) @ self.identified
+        try:
+            lower = np.linalg.cholesky(top)
+        except np.linalg.LinAlgError:
             return Point(-np.inf, gradient, curvature)
-        # I^-1 = R R'.
-        root = self.identified @ np.linalg.cholesky(np.linalg.inv(top))
-        slope, bend = self._jeffreys(weight, centred, spread, root)
-        value = float(log_weight[rows, each.chosen].sum()) + 0.5 * float(log_det)
+        # I = L L', I^-1 = R R'.
+        root = self.identified @ np.linalg.inv(lower).T
+        slope, bend = self._jeffreys(weight, centred, by_rater, root)
+        value = float(log_weight[rows, each.chosen].sum()) + float(np.log(np.diag(lower)).sum())
         value -= 0.5 * float(theta @ (precision * theta))
         return Point(value, gradient + slope, curvature - bend)
 
     def _jeffreys(
-        self, weight: Matrix, centred: NDArray[np.float64], spread: NDArray[np.float64], root: Matrix
+        self, weight: Matrix, centred: NDArray[np.float64], by_rater: NDArray[np.float64], root: Matrix
     ) -> tuple[Vector, Matrix]:
         """First and second derivatives of 1/2 log det I, see `at`; the second without those by reliabilities."""
-        k, linear = self.weights, centred.copy()
-        linear[..., k + 2] = 0.0
+        k = self.weights
         turned = centred[..., : k + 1] @ root
         mass = weight * (turned**2).sum(axis=2)
-        slope = 0.5 * (mass[:, None] @ centred)[:, 0]
-        scaled = ((turned @ root.T)[..., :k] * centred[..., :k]).sum(axis=2)
-        slope[:, k + 2] += (weight * scaled).sum(axis=1)
-        bend = 0.5 * (linear.transpose(0, 2, 1) @ (mass[..., None] * linear))
-        half = spread[:, :, : k + 1] @ root
-        bend -= 0.5 * mass.sum(axis=1)[:, None, None] * spread + half @ half.transpose(0, 2, 1)
+        slope = 0.5 * self._products(mass[..., None], centred)[:, 0]
+        own = np.einsum("ij,rji->ri", root @ root.T, by_rater[:, : k + 1, : k + 1])
+        slope[:, k + 2] += own[:, :k].sum(axis=1)
+        left = 0.5 * (mass - mass.sum(axis=1, keepdims=True) * weight)
+        bend = self._products(left[..., None] * centred, centred)
+        heavy = weight[..., None] * turned
+        half = heavy.transpose(0, 2, 1) @ centred
+        bend -= self._products(half, half)
         bend[:, k + 2], bend[:, :, k + 2] = 0.0, 0.0
         # R' I_q R of every parameter q, flat: their inner products are the traces.
-        outer = (turned[..., :, None] * turned[..., None, :]).reshape(*weight.shape, -1)
-        cubes = self._gathered(linear.transpose(0, 2, 1) @ (weight[..., None] * outer))
-        return self._gathered(slope), self._squared(bend) - 0.5 * cubes @ cubes.T
+        outer = (turned[..., :, None] * heavy[..., None, :]).reshape(*weight.shape, -1)
+        cubes = self._products(centred, outer)
+        cubes[:, k + 2] = 0.0
+        flat = self._gathered(cubes)
+        return self._gathered(slope), self._squared(bend) - 0.5 * flat @ flat.T
 
 
 def maximise(model: Model, start: Vector, basis: Matrix) -> Vector:

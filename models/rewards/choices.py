@@ -21,6 +21,13 @@ from models.rewards.weeks import Weeks
 
 LEFT, RIGHT, TIE = 0, 1, 2
 CODE = {"left": LEFT, "right": RIGHT, "tie": TIE}
+ONE_SIDED = 0.001
+"""Chance, were sides tossed by a coin, of answers all on one side, below which a rater is said to press one key."""
+
+
+def one_sided(left: int, right: int) -> bool:
+    """Whether so many decided answers are all on one side, and too many for chance."""
+    return min(left, right) == 0 and 2 * 0.5 ** (left + right) < ONE_SIDED
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,8 @@ class Choices:
     group: NDArray[np.int64]
     """[n] code, 0..G-1: what is held out together, see `groups_of`."""
 
-    def where(self, kept: NDArray[np.bool_]) -> "Choices":
-        """The choices marked in `kept` [n]."""
+    def where(self, kept: NDArray[np.bool_] | NDArray[np.int64]) -> "Choices":
+        """The choices marked in `kept` [n], or at these places."""
         return Choices(**{name: column[kept] for name, column in vars(self).items()})
 
     @property

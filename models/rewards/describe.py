@@ -120,7 +120,10 @@ def in_words(table: Transitions, weeks: Weeks, place: int) -> str:
         f"- {name}: {total_in_words(name, float(total), days, contract)}"
         for name, total in zip(contract.rewards, weeks.totals[place], strict=True)
     ]
-    return "\n".join([f"{number(days)} days of one user.", *lines, "In all:", *sums])
+    decisions = counted(int(weeks.end[place] - weeks.first[place]), "decision")
+    # The last interval may end long after the stretch: what came of its decisions is counted until then.
+    opening = f"{decisions} of one user, and what came of them in {counted(days, 'day')}."
+    return "\n".join([opening, *lines, "In all:", *sums])
 
 
 def told(fact: Fact, contract: Contract) -> str:
@@ -145,6 +148,11 @@ def unit_of(name: str, contract: Contract) -> str:
 def number(value: float) -> str:
     """Three significant digits, whole numbers in full."""
     return f"{value:.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:.3g}"
+
+
+def counted(value: float, noun: str) -> str:
+    """`1 day`, `6.98 days`."""
+    return f"{number(value)} {noun}{'' if number(value) == '1' else 's'}"
 
 
 def _fact(table: Transitions, row: int, start: int, clock: Clock | None) -> Fact:
@@ -184,7 +192,7 @@ def _same(last: Fact, fact: Fact) -> bool:
 
 def _done(fact: Fact, contract: Contract) -> str:
     if fact.why == "silent":
-        return f"no decision for {number((fact.until - fact.hours) / HOURS_PER_DAY)} days"
+        return f"no decision for {counted((fact.until - fact.hours) / HOURS_PER_DAY, 'day')}"
     if fact.action == HOLD:
         return f"held{'' if fact.count == 1 else f' {fact.count} times'}{HELD[fact.why]}"
     if fact.action == "send":

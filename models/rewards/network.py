@@ -3,6 +3,10 @@
 Row k of a log has the input x_k = (state, one-hot action, reward components, Delta_k), standardised over the log's
 rows. Member p of P gives r_p(x_k), and R_p(week) = sum of r_p over the week's rows; what raters said of weeks enters by
 the losses of models/rewards/questions.py. Members differ by their first parameters and by a bootstrap of the answers.
+
+A member begins as weights over the outcome, all 0: two units of every layer carry the positive and the negative part of
+each reward component and of Delta, and the last layer is 0. What raters say of a component is then learned as fast as
+by weights; the other units, random, carry the state and the action.
 """
 
 import hashlib
@@ -18,6 +22,7 @@ from torch import Tensor
 
 from models.errors import InputError
 from models.network import Population, initial, predicted
+from models.optimise import Descent
 from models.rewards.answers import Answers
 from models.rewards.questions import Compared, Questions, inputs_of, questions_of
 from models.rewards.settings import NetworkConfig
@@ -63,7 +68,9 @@ def fit(logs: Sequence[Compared], answers: Answers, config: NetworkConfig, seed:
     shuffled = rng.permutation(len(questions.order))
     out = max(1, round(config.held_out * len(shuffled)))
     held, learned = questions.only(shuffled[:out]), questions.only(shuffled[out:])
-    network, steps = _descend(learned, held, config, mean, std, rng, seed)
+    outcomes = len(logs[0][0].contract.rewards) + 1
+    _check_units(config, outcomes)
+    network, steps = _descend(learned, held, config, mean, std, rng, seed, outcomes)
     standardised, level, sigma = _standardise(network, (rows - mean) / std)
     with torch.no_grad():
         returns = questions.returns(network).mean(dim=0)
@@ -79,7 +86,7 @@ def fit(logs: Sequence[Compared], answers: Answers, config: NetworkConfig, seed:
         "number": {"pairs": len(answers.pairs), "rankings": len(answers.rankings), "raters": len(answers.raters)},
         "steps": steps,
         "settings": asdict(config),
-        "support": Support.of([(each, seen_rows(each, weeks, names_in(answers))) for each, weeks in logs]).plain(),
+        "support": Support.of([(each, seen_rows(each, weeks, answers.weeks)) for each, weeks in logs]).plain(),
         **held_out(held, returns),
     }
     return Fitted(facts, dict(standardised.state_dict()))
@@ -136,12 +143,6 @@ def answers_hash(answers: Answers) -> str:
     return hashlib.sha256(said.encode()).hexdigest()
 
 
-def names_in(answers: Answers) -> set[str]:
-    """The user-weeks that raters saw."""
-    pairs = {name for each in answers.pairs for name in (each.left, each.right)}
-    return pairs | {name for each in answers.rankings for name in each.order}
-
-
 def check_answers(answers: Answers, config: NetworkConfig) -> None:
     """Raise InputError where no network can be learned from them."""
     given = len(answers.pairs) + len(answers.rankings)
@@ -191,16 +192,17 @@ def _descend(
     std: NDArray[np.float32],
     rng: np.random.Generator,
     seed: int,
+    outcomes: int,
 ) -> tuple[Population, list[int]]:
     """Each member where its loss on the held-out answers was least, and the update that was."""
     streams = np.random.SeedSequence(seed).generate_state(config.members)
     one = torch.ones(1)
     state = torch.from_numpy(mean), torch.from_numpy(std)
-    network = initial([int(each) for each in streams], config.hidden, *state, 0 * one, one, 1)
+    network = from_weights(initial([int(each) for each in streams], config.hidden, *state, 0 * one, one, 1), outcomes)
     answers = len(learned.order)
     drawn = rng.multinomial(answers, np.full(answers, 1 / answers), size=config.members)
     counts = torch.from_numpy(drawn).float() * learned.weight
-    optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    descent = Descent([network], [config.learning_rate] * config.members, config.steps)
     best = torch.full((config.members,), torch.inf)
     kept = [each.detach().clone() for each in network.parameters()]
     at, last = [0] * config.members, 0
@@ -216,14 +218,40 @@ def _descend(
             last = step if better.any() else last
             if step - last >= 10 * config.patience:
                 break
-        optimiser.zero_grad()
         total = (learned.losses(learned.returns(network)) * counts).sum(dim=1) / counts.sum(dim=1).clamp(min=1)
-        total.sum().backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        descent.step(step, total)
+        with torch.no_grad():
+            for each in network.parameters():
+                each.mul_(1 - config.learning_rate * config.weight_decay)
     with torch.no_grad():
         for now, mine in zip(network.parameters(), kept, strict=True):
             now.copy_(mine)
     return network.requires_grad_(False), at
+
+
+@torch.no_grad()
+def from_weights(network: Population, outcomes: int) -> Population:
+    """`network`, in place, with output 0 and the parts max(x, 0), max(-x, 0) of its last `outcomes` inputs in the first
+    units of every hidden layer."""
+    inputs, parts = network.weights[0].shape[1], 2 * outcomes
+    for weight, bias in zip(list(network.weights)[:-1], list(network.biases)[:-1], strict=True):
+        weight[:, :, :parts] = 0
+        bias[:, :, :parts] = 0
+        for unit in range(parts):
+            first = weight is network.weights[0]
+            source = inputs - outcomes + unit // 2 if first else unit
+            weight[:, source, unit] = -1 if first and unit % 2 else 1
+    network.weights[-1].zero_()
+    network.biases[-1].zero_()
+    return network
+
+
+def _check_units(config: NetworkConfig, outcomes: int) -> None:
+    if min(config.hidden) < 2 * outcomes:
+        raise InputError(
+            f"learned.network.hidden is {list(config.hidden)}; for {outcomes - 1} reward components and the elapsed "
+            f"time {2 * outcomes} units or more are needed in every layer."
+        )
 
 
 def _standardise(network: Population, rows: NDArray[np.float32]) -> tuple[Population, list[float], list[float]]:

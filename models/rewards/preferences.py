@@ -200,15 +200,21 @@ def _check_pairs(pairs: Compared) -> None:
 
 def _check_identified(gaps: NDArray[np.float64], components: tuple[str, ...]) -> None:
     """Raise InputError where components move together in all that was compared: `gaps` [D, K] in their scale."""
-    values, directions = np.linalg.svd(gaps, full_matrices=True)[1:]
-    values = np.append(values, np.zeros(len(components) - len(values)))
-    lost = directions[values <= SMALLEST * values.max()]
+    _, lost = directions_of(gaps)
     if len(lost):
         tied = [name for name, column in zip(components, lost.T, strict=True) if np.abs(column).max() > SMALLEST**0.5]
         raise InputError(
             f"preferences: {', '.join(tied)} move together in all user-weeks that were compared, so that their weights "
             "cannot be told apart; compare more pairs, or leave one out of learned.preference.components."
         )
+
+
+def directions_of(gaps: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Orthonormal rows [., K] that span what `gaps` [D, K] tell, and those that span what they do not."""
+    values, directions = np.linalg.svd(np.linalg.qr(gaps, mode="r"))[1:]
+    values = np.append(values, np.zeros(len(directions) - len(values)))
+    clear = values > SMALLEST * max(float(values.max(initial=0.0)), 1e-300)
+    return directions[clear], directions[~clear]
 
 
 def scale_of(choices: Choices) -> NDArray[np.float64]:
@@ -224,10 +230,10 @@ def model_of(choices: Choices, scale: NDArray[np.float64], raters: int, config: 
     # Where nobody tied, tau is -infinity.
     there = choices.there if ties else choices.there & (choices.tie == 0)
     scaled = replace(choices, features=choices.features / scale, there=there)
-    values, directions = np.linalg.svd(scaled.differences, full_matrices=True)[1:]
-    told = directions[: len(values)][values > SMALLEST * max(float(values.max(initial=0.0)), 1e-300)]
+    told, _ = directions_of(scaled.differences)
     size = choices.features.shape[2]
     identified = np.zeros((size + 1, len(told) + ties))
     identified[:size, : len(told)] = told.T
     identified[size, len(told) :] = 1.0
-    return Model(scaled, raters, config.side_sd, config.reliability_sd, identified)
+    by_rater = scaled.where(np.argsort(choices.rater, kind="stable"))
+    return Model(by_rater, raters, config.side_sd, config.reliability_sd, identified)

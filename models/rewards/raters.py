@@ -7,10 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.rewards.choices import LEFT, RIGHT, TIE, Compared
-
-ONE_SIDED = 0.001
-"""Chance, were sides tossed by a coin, of answers all on one side, below which a rater is said to press one key."""
+from models.rewards.choices import LEFT, RIGHT, TIE, Compared, one_sided
 
 
 @dataclass(frozen=True)
@@ -38,9 +35,8 @@ class Rater:
 
     @property
     def one_sided(self) -> bool:
-        """Whether every decided answer is on one side, and there are too many for chance."""
-        decided = self.left + self.right
-        return min(self.left, self.right) == 0 and 2 * 0.5**decided < ONE_SIDED
+        """Whether one key was pressed, whatever the weeks, see `choices.one_sided`."""
+        return one_sided(self.left, self.right)
 
     @property
     def favours(self) -> str | None:

@@ -15,14 +15,14 @@ class NetworkConfig:
     members: int = 10
     """P, each with a bootstrap of the answers and first parameters of its own."""
     hidden: tuple[int, ...] = (32,)
-    """Units per hidden layer."""
-    state_scale: float = 5.0
+    """Units per hidden layer; at least two for each reward component and two more, see `models.rewards.network`."""
+    state_scale: float = 20.0
     """State features enter in units of so many standard deviations, the other inputs in units of one: at first what
-    happened speaks, and the state only as far as answers ask for it. With 200 answers 5 tells held-out ones better
-    than 1 does (docs/rewards.md)."""
+    happened speaks, and the state only as far as answers ask for it. With 200 answers 20 tells held-out ones better
+    than 5 does, and 5 better than 1 (docs/rewards.md)."""
     steps: int = 400
     """Updates at most, each over all answers."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 0.01
     """Of Adam."""
     weight_decay: float = 0.1
     """Decoupled (Loshchilov and Hutter 2019): an update shrinks parameters by the share learning_rate times it."""
@@ -71,8 +71,6 @@ class LoopConfig:
     """Probability spread uniformly over the legal actions while a policy gathers the next simulated log."""
 
     def __post_init__(self) -> None:
-        if self.form not in ("weights", "network"):
-            raise InputError(f"learned.loop.form is {self.form!r}; it must be weights or network.")
         if self.candidates < 1:
             raise InputError(f"learned.loop.candidates is {self.candidates}; it must be 1 or more.")
         if not 0 < self.exploration <= 1:

@@ -56,21 +56,25 @@ class Weeks:
 def weeks_of(table: Transitions, days: float = 7.0, rows: NDArray[np.bool_] | None = None) -> Weeks:
     """The whole stretches of `days` days of every user of `table`, one after another from the user's first row.
 
-    Only rows marked in `rows` [N] count (those past the warm-up by default). A stretch is whole where its user's rows
-    go on to its end or their account closed in it; what is left at the end of a user's log belongs to none.
+    Only rows marked in `rows` [N] count (those past the warm-up by default). A stretch is whole where nothing of it was
+    left out and its user's rows go on to its end, or their account closed in it; what is left at the end of a user's
+    log belongs to none.
 
     Raises InputError where `days` is not positive or the log has no whole stretch.
     """
     if not days > 0:
         raise InputError(f"learned.days is {days}; it must be above 0.")
     kept = np.flatnonzero(~table.warm_up if rows is None else rows & ~table.warm_up)
+    if not len(kept):
+        raise _too_short(table, days)
     user, at = table.user[kept], table.decided_at[kept]
-    opens = np.append(True, user[1:] != user[:-1])[: len(kept)]
+    opens = np.append(True, user[1:] != user[:-1])
     head = np.maximum.accumulate(np.where(opens, np.arange(len(kept)), 0))
     length = round(days * MICROSECONDS_PER_DAY)
-    number = (at - at[head]) // length if len(kept) else at
-    # Rows are neighbours where nothing between them was left out.
-    fresh = opens | (number != np.roll(number, 1)) | (kept != np.roll(kept, 1) + 1)
+    number = (at - at[head]) // length
+    # Of what was left out between two rows, by `rows` or as an unusable row, nobody knows what it earned.
+    after_gap = ~opens & ((kept != np.roll(kept, 1) + 1) | np.roll(table.truncated[kept], 1))
+    fresh = opens | (number != np.roll(number, 1)) | after_gap
     begin = np.flatnonzero(fresh)
     stop = np.append(begin[1:], len(kept))
     first, end = kept[begin], kept[stop - 1] + 1
@@ -78,14 +82,18 @@ def weeks_of(table: Transitions, days: float = 7.0, rows: NDArray[np.bool_] | No
     closed = table.decided_at[end - 1] + table.elapsed_days[end - 1] * MICROSECONDS_PER_DAY
     lone = np.append(True, (start[1:] != start[:-1]) | (user[begin][1:] != user[begin][:-1]))[: len(begin)]
     alone = lone & np.append(lone[1:], True)[: len(begin)]
-    whole = alone & ((closed >= start + length) | table.terminal[end - 1])
+    whole = alone & ~after_gap[begin] & ((closed >= start + length) | table.terminal[end - 1])
     if not whole.any():
-        raise InputError(
-            f"learned.days: none of {len(np.unique(user))} users has {days:g} whole days of "
-            "decisions past the warm-up; a longer log, or fewer days, are needed."
-        )
+        raise _too_short(table, days)
     first, end, start, who = first[whole], end[whole], start[whole], user[begin][whole]
     named = [f"{table.user_id[u]}\0{t}" for u, t in zip(who, start, strict=True)]
     ids = np.array([hashlib.sha256(each.encode()).hexdigest()[:ID_LENGTH] for each in named], dtype=object)
     found = Weeks(ids, who, start, first, end, np.zeros((0, 0)), np.zeros(0))
     return Weeks(ids, who, start, first, end, found.sums(table.reward), found.sums(table.elapsed_days))
+
+
+def _too_short(table: Transitions, days: float) -> InputError:
+    return InputError(
+        f"learned.days: none of {len(table.user_id)} users has {days:g} whole days of decisions past the warm-up; a "
+        "longer log, or fewer days, are needed."
+    )

@@ -27,13 +27,24 @@ function keep() {
 }
 
 function restore() {
+  let text = "[]";
   try {
-    const kept = JSON.parse(localStorage.getItem(store) ?? "[]");
-    const whole = (each) => ["left", "right", "tie"].includes(each?.answer) && Number.isFinite(each.seconds);
-    if (Array.isArray(kept) && kept.length <= data.pairs.length && kept.every(whole)) answers = kept;
-    localStorage.setItem(store, JSON.stringify(answers));
+    text = localStorage.getItem(store) ?? text;
+    localStorage.setItem(store, text);
   } catch {
     keeps = false;
+  }
+  answers = whole(text);
+}
+
+// The answers that a text holds, none where it is not what this page wrote.
+function whole(text) {
+  const answer = (each) => ["left", "right", "tie"].includes(each?.answer) && Number.isFinite(each.seconds);
+  try {
+    const found = JSON.parse(text);
+    return Array.isArray(found) && found.length <= data.pairs.length && found.every(answer) ? found : [];
+  } catch {
+    return [];
   }
 }
 

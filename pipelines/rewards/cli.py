@@ -1,7 +1,7 @@
 """The commands of `tactful rewards`: thin over the other files of this folder."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -28,13 +28,18 @@ def fit(
     config: ConfigPath,
     name: RewardName,
     answers: AnswerFiles,
+    form: Annotated[
+        Literal["weights", "network"],
+        typer.Option("--form", help="Weights of the components, or a network over state, action and outcome."),
+    ] = "weights",
     overrides: Overrides = None,
     untrusted: Annotated[bool, typer.Option("--untrusted", help="Also from a judge that is not trusted.")] = False,
 ) -> None:
-    """Learn weights of the reward components from answers: which of two user-weeks went better."""
-    from pipelines.rewards import fitting
+    """Learn a reward from answers to which of two user-weeks went better."""
+    from pipelines.rewards import fitting, fitting_network
 
-    fitting.run_fit(loaded(config, overrides), name, answers, untrusted)
+    learn = fitting.run_fit if form == "weights" else fitting_network.run_network
+    learn(loaded(config, overrides), name, answers, untrusted)
 
 
 @app.command()
@@ -69,7 +74,7 @@ Name = Annotated[str, typer.Argument(help="What the learned reward is called, as
 
 @app.command()
 def goal(config: ConfigPath, name: Name, set_: Overrides = None) -> None:
-    """Learn how likely a state is one worth being in, as [learned.goal] says; a new version of the reward."""
+    """Learn how likely a state is one worth being in, as learned.goal says; a new version of the reward."""
     from pipelines.rewards.goals import run_goal
 
     run_goal(loaded(config, set_), name)
@@ -108,3 +113,39 @@ def judge(
     request = Request(name, pairs, out, human or (), fit, untrusted)
     facts = run_judge(loaded(config, overrides), request, Console(stderr=True), tell)
     typer.echo(f"Written: {out}" + (f", and version {facts['version']} of {name}" if fit else ""))
+
+
+@app.command()
+def ask(
+    config: ConfigPath,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", help="A learned reward: pairs that tell most of its weights, once it is fitted."
+        ),
+    ] = None,
+    pairs: Annotated[int, typer.Option("--pairs", metavar="N", help="Questions on the page, repeats among them.")] = 20,
+    rater: Annotated[str, typer.Option("--rater", metavar="NAME", help="Who answers.")] = "rater",
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The page.")] = Path("ask.html"),
+    answers: Annotated[
+        list[Path] | None, typer.Option("--answers", metavar="FILE", help="Answers so far: no pair is asked again.")
+    ] = None,
+    repeats: Annotated[
+        float, typer.Option("--repeats", help="Share of questions that ask an earlier pair again, sides swapped.")
+    ] = 0.1,
+    seed: Annotated[int | None, typer.Option("--seed", help="By default the file's; another one, other pairs.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write a page on which a person says which of two user-weeks went better: no server, no network."""
+    from pipelines.rewards.ask import Request
+    from pipelines.rewards.ask import ask as write
+
+    found = loaded(config, overrides)
+    request = Request(pairs, rater, out, name, answers or (), repeats, found.seed if seed is None else seed)
+    asked = write(found, request, config)
+    again = sum(each.repeats is not None for each in asked.questions)
+    typer.echo(
+        f"{out}: {len(asked.questions)} pairs of {asked.weeks} user-weeks, chosen by {asked.by}; {again} come twice."
+    )
+    typer.echo(f"Open it in a browser; it saves {asked.file}. Then:")
+    typer.echo(asked.command)

@@ -17,10 +17,11 @@ from models.rewards.intervals import Ratio
 from models.rewards.preferences import Fitted, fit
 from models.rewards.raters import Rater
 from models.rewards.store import Stored
+from models.rewards.support import Support, seen_rows
 from models.rewards.weeks import Weeks, weeks_of
 from models.table import Transitions
+from pipelines import reading
 from pipelines.config import Config
-from pipelines.estimation import transitions_to_train
 from pipelines.jobs.steps import console, step
 from pipelines.rewards.weights_shown import shown
 
@@ -35,9 +36,10 @@ def run_fit(config: Config, name: str, files: Sequence[Path], untrusted: bool = 
     """
     with step(config, f"rewards_fit_{name}") as result:
         answers = told.read(files, untrusted)
-        transitions = transitions_to_train(config)
+        transitions = reading.logged(config)
         weeks = weeks_of(transitions, config.learned.days)
         facts = learned_facts(config, transitions, weeks, answers) | {"answers": digest(files)}
+        facts["support"] = Support.of([(transitions, seen_rows(transitions, weeks, answers.weeks))]).plain()
         stored = store.add(config.rewards_path, name, "weights", facts, {})
         result |= {"version": stored.version, **facts}
     for each in shown(facts, f"{name} version {stored.version}"):

@@ -41,6 +41,7 @@ def run_goal(config: Config, name: str) -> store.Stored:
 
     Raises InputError as `reading.logged`, `sets_of`, `rounds_of`, `store.add` and training do.
     """
+    store.check_name(name)
     settings, table = config.learned.goal, reading.logged(config)
     check_known(config, table)
     sets = sets_of(table, settings)

@@ -6,7 +6,6 @@ that the policy, too, would have written, as an importance resample of the log (
 """
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from pipelines.jobs.judging import evaluate
 from pipelines.jobs.learning import train
 from pipelines.jobs.steps import policy_folder
 from pipelines.rewards.fitting import run_fit
+from pipelines.rewards.fitting_network import run_network
 from pipelines.rewards.looping import AnswersNeeded, Loop
 from pipelines.rewards.page import render
 from policies.base import Policy, checked_probabilities
@@ -87,10 +87,10 @@ def _ask(config: Config, name: str, loop: Loop, number: int, config_path: Path) 
 def chosen(
     config: Config, name: str, loop: Loop, number: int, log: Transitions, weeks: Weeks, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """[n, 2] places in `weeks`: at random at first, then those that the reward tells least of, among the policy's."""
+    """[n, 2] places in `weeks`: of all at first, then those that the reward tells least of among the policy's."""
     wanted = int(loop.begun["pairs"])
     if number == 1:
-        return random_pairs(weeks, np.zeros((0, 2), np.int64), wanted, rng)
+        return choose(None, weeks, np.zeros((0, 2), np.int64), wanted, int(rng.integers(2**31)))
     policy = QPolicy(artifact.load(policy_folder(config, config.gate.candidate)), config.gate.candidate)
     weight = week_weights(log, weeks, policy)
     there = np.flatnonzero(weight > 0)
@@ -143,18 +143,6 @@ def week_weights(log: Transitions, weeks: Weeks, policy: Policy) -> NDArray[np.f
 def _fit(config: Config, name: str, loop: Loop, number: int) -> dict[str, Any]:
     learn = run_network if config.learned.loop.form == "network" else run_fit
     return {"version": learn(config, name, loop.answered(number)).version}
-
-
-def run_network(config: Config, name: str, files: Sequence[Path]) -> Stored:
-    """Learn a network from `files` of answers about the log, and write it as the next version of `name`.
-
-    Raises InputError as `answers.read`, `table.read`, `weeks_of` and `network.fit` do.
-    """
-    log = reading.logged(config)
-    weeks = weeks_of(log, config.learned.days)
-    found = network.fit([(log, weeks)], told.read(files), config.learned.network, config.seed)
-    facts = {**found.facts, "days": config.learned.days, "data_version": log.version}
-    return store.add(config.rewards_path, name, "network", facts, found.tensors)
 
 
 def _evaluate(config: Config) -> dict[str, Any]:

@@ -118,13 +118,11 @@ class Simulated:
     def _chosen(
         self, number: int, table: Transitions, weeks: Weeks, mine: Weeks, rng: np.random.Generator
     ) -> NDArray[np.int64]:
-        """[n, 2] pairs of the newest weeks: at random at first, then those that an ensemble disagrees about most."""
+        """[n, 2] pairs of the newest weeks: those that an ensemble disagrees about, at first of what may be."""
         wanted = int(self.loop.begun["pairs"])
         nothing = np.zeros((0, 2), np.int64)
-        if number == 1:
-            return random_pairs(mine, nothing, wanted, rng)
-        if self.settings.form == "weights":
-            fitted = self._weights(number - 1, table, weeks)
+        if number == 1 or self.settings.form == "weights":
+            fitted = None if number == 1 else self._weights(number - 1, table, weeks)
             return choose(fitted, mine, nothing, wanted, int(rng.integers(2**31)), self.settings.candidates)
         pool = random_pairs(mine, nothing, max(wanted, self.settings.candidates), rng, at_least=wanted)
         returns = network.member_returns(self._stored(number - 1), table, mine)
@@ -157,7 +155,7 @@ class Simulated:
             "answers": network.answers_hash(said),
             "fingerprint": table.fingerprint,
             "days": self.config.learned.days,
-            "support": Support.of([(table, seen_rows(table, weeks, network.names_in(said)))]).plain(),
+            "support": Support.of([(table, seen_rows(table, weeks, said.weeks))]).plain(),
         }
         stored = store.add(self.config.rewards_path, self.name, "weights", facts, {})
         return {"version": stored.version, "weights": weights}

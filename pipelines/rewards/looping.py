@@ -42,9 +42,7 @@ class Loop:
 
     @classmethod
     def of(cls, config: Config, name: str, pairs: int) -> "Loop":
-        """As `loop.json` left it, or new. Raises InputError where it was begun otherwise, or the name is no name."""
-        if not NAME.fullmatch(name):
-            raise InputError(f"rewards loop: {name!r} is no name for a reward; letters, digits and _, a letter first.")
+        """As `loop.json` left it, or new. Raises InputError where it was begun otherwise."""
         folder = config.rewards_path / name
         begun = {"pairs": pairs, "form": config.learned.loop.form, "simulated": simulated(config), "seed": config.seed}
         path = folder / STATE
@@ -109,6 +107,8 @@ def run_loop(config: Config, name: str, rounds: int, pairs: int, config_path: Pa
     for what, number in (("--rounds", rounds), ("--pairs", pairs)):
         if number < 1:
             raise InputError(f"{what} is {number}; it must be 1 or more.")
+    if not NAME.fullmatch(name):
+        raise InputError(f"rewards loop: {name!r} is no name for a reward; letters, digits and _, a letter first.")
     _check(config, name)
     loop = Loop.of(config, name, pairs)
     if simulated(config):

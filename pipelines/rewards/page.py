@@ -11,7 +11,17 @@ from typing import Any
 from markupsafe import Markup
 
 from models.rewards.asking import Question
-from models.rewards.describe import ACTIVE, HOURS_PER_DAY, WEEKDAYS, clock_of, facts_of, told, total_in_words, unit_of
+from models.rewards.describe import (
+    ACTIVE,
+    HOURS_PER_DAY,
+    WEEKDAYS,
+    clock_of,
+    counted,
+    facts_of,
+    told,
+    total_in_words,
+    unit_of,
+)
 from models.rewards.describe import number as short
 from models.rewards.weeks import Weeks
 from models.table import Transitions
@@ -95,12 +105,14 @@ def _week(table: Transitions, weeks: Weeks, place: int) -> View:
         }
         for name, total in zip(contract.rewards, weeks.totals[place], strict=True)
     ]
+    span = [counted(int(weeks.end[place] - weeks.first[place]), "decision"), counted(days, "day")]
+    span += [] if clock is None else [f"from {clock.at(0)}"]
     return {
         "id": str(weeks.id[place]),
         "clock": clock is not None,
         "weekday": None if clock is None else clock.weekday,
         "start": 0.0 if clock is None else round(clock.hour, DIGITS),
-        "span": f"{short(days)} days" + ("" if clock is None else f", from {clock.at(0)}"),
+        "span": ", ".join(span),
         "facts": facts,
         "totals": totals,
     }

@@ -13,6 +13,7 @@ from pyspark.sql import SparkSession
 from models import artifact, table
 from models.errors import InputError
 from models.rewards import store
+from models.rewards.goal import Classifier
 from models.rewards.learned import component
 from pipelines import jobs, reading
 from pipelines import simulate as lake
@@ -20,7 +21,9 @@ from pipelines.config import Config, validate
 from pipelines.etl.flow import run_etl
 from pipelines.inprocess import transitions_of
 from pipelines.monitor import earnings
+from pipelines.rewards.goals import run_goal
 from policies.simulator import simulate
+from tests.models.rewards.test_goal import linear
 from tests.pipelines.inprocess import in_process
 from tests.pipelines.test_road import small
 
@@ -153,23 +156,31 @@ def test_a_sweep_over_learned_weights_is_checked_before_they_are_there(tmp_path:
 def test_from_training_to_the_report_over_spark(spark: SparkSession, logged: Config) -> None:
     """The component's value is that of its parts, by every estimator and on every road; its version is written down."""
     gate = replace(logged.gate, metrics={**logged.gate.metrics, "taste": logged.gate.metrics["weekly_active_days"]})
-    config = logged.model_copy(update={"gate": gate})
+    goal = {"success": ["visits_7d >= 2"], "rounds": 0, "steps": 50}
+    rewards = [*REWARDS, "learned:great"]
+    config = config_of(logged.run_dir.parent, rewards=rewards, learned={"goal": goal}).model_copy(update={"gate": gate})
+    great = run_goal(config, "great")
     with in_process(judged=True) as session:
         found = run_etl(session, config)
     jobs.steps.write_json(jobs.steps.step_path(config, "etl"), {**found, "seconds": 0.0})
     trained = jobs.train(config)
-    versions = {"taste": 1, "wages": 1}
+    versions = {"taste": 1, "great": 1, "wages": 1}
     assert trained["lineage"]["learned_versions"] == versions
     assert trained["weights"] == WAGES["weights"]
     loaded = artifact.load(config.run_dir / "policies" / "ddqn_cql")
     assert loaded.contract.units["taste"] == "log-odds of preference"
+    assert loaded.contract.units["great"] == "goal-days"
     assert loaded.lineage["learned_versions"] == versions
     assert loaded.weights["taste"] == 0.1
     # A newer version does not slip in between training and evaluation.
     store.add(config.rewards_path, "taste", "weights", {"weights": {"clicks": -1.0}}, {})
+    log = reading.logged(config)
+    goal_days = 7 * component(great, log).sum() / log.elapsed_days.sum()
     for by_spark in (True, False):
         estimates = jobs.evaluate(config, by_spark=by_spark)["evaluation"]["policies"]
         assert set(estimates) >= {"logging", "ddqn_cql", "never"}
+        logging = estimates["logging"]["estimates"]["on_policy"]
+        assert logging["great"]["estimate"] == pytest.approx(goal_days, abs=1e-9)
         checked = 0
         for policy in estimates.values():
             for name in {"on_policy", "pdis", "wpdis"} & set(policy["estimates"]):
@@ -193,12 +204,17 @@ def test_what_was_earned_is_read_with_them(spark: SparkSession, logged: Config) 
     first = int(table.read(logged.transitions_path, logged.logged_contract).decided_at.min())
     rows = earnings.transition_rows(spark, logged, first)
     assert rows is not None
-    learned = reading.learned_rewards(logged, {"learned_versions": {"taste": 1}})
+    config = config_of(logged.run_dir.parent, rewards=[*REWARDS, "learned:great"])
+    log = reading.logged(logged)
+    stored = Classifier(("badge",), linear(0.5), 1.0, 0.1).stored("great")
+    store.add(config.rewards_path, "great", "goal", stored.facts, stored.tensors)
+    learned = reading.learned_rewards(config, {"learned_versions": {"taste": 1}})
     assert learned is not None
-    found = earnings.with_learned(rows, logged, learned).toPandas()
+    found = earnings.with_learned(rows, config, learned).toPandas()
+    assert found["reward_great"].sum() == pytest.approx(component(stored, log).sum(), abs=1e-6)
     assert len(found) == rows.count()
     wanted = 2 * found["reward_clicks"] + 0.5 * found["reward_visits"]
     assert found["reward_taste"].sum() == pytest.approx(wanted.sum(), abs=1e-9)
     alone = earnings.with_learned(rows, logged, None)
     assert alone is rows
-    assert component(learned.stored[0], reading.logged(logged)).sum() == pytest.approx(wanted.sum(), abs=1e-9)
+    assert component(learned.stored[0], log).sum() == pytest.approx(wanted.sum(), abs=1e-9)

@@ -82,7 +82,7 @@ def test_a_week_is_told_line_by_line() -> None:
     which weekly active 1.0 + 0.25 + 0.5 = 1.75 d, 25%."""
     table, weeks = story(WEEK)
     assert in_words(table, weeks, 0).splitlines() == [
-        "7 days of one user.",
+        "7 decisions of one user, and what came of them in 7 days.",
         "Mon 09:20: sent; clicked, visited 2 times.",
         "Tue 06:00: held 2 times with nothing waiting; nothing came of it.",
         "Wed 00:00: held although something was waiting; clicked.",
@@ -181,7 +181,7 @@ def test_actions_without_hold_are_chosen(table_of: Callable[..., Transitions]) -
     table = table_of([0, 0], state=[[0.0], [0.0]], reward=[[1.5], [0.0]], action=np.array([1, 0]))
     table = replace(table, contract=Contract(("left", "right"), ("f0",), ("column_of_mine",)))
     assert in_words(table, weeks_of(table, 1.0), 0).splitlines() == [
-        "1 days of one user.",
+        "1 decision of one user, and what came of them in 1 day.",
         "hour 0.0: chose right; column_of_mine 1.5.",
         "In all:",
         "- column_of_mine: 1.5",

@@ -76,6 +76,16 @@ def test_a_week_that_is_not_there_has_no_gradient():
     assert gradient[0].tolist() == pytest.approx([-0.268941, 0.268941, 0.0], abs=1e-5)
 
 
+def test_a_member_begins_as_weights_of_the_outcome():
+    """Two layers, inputs (s, r, Delta): units carry r+, r-, Delta+, Delta-, and weights on them give 2 r - Delta."""
+    net = network.from_weights(initial([3], (6, 5), torch.zeros(3), torch.ones(3), torch.zeros(1), torch.ones(1), 1), 2)
+    x = torch.tensor([[9.0, 1.5, -0.5], [-4.0, -2.0, 3.0]])
+    with torch.no_grad():
+        assert net.heads(x.unsqueeze(0)).abs().max() == 0
+        net.weights[-1][0, :4, 0] = torch.tensor([2.0, -2.0, -1.0, 1.0])
+        assert net.heads(x.unsqueeze(0))[0, :, 0, 0].tolist() == pytest.approx([3.5, -7.0])
+
+
 def test_a_week_returns_the_sum_of_its_rows():
     net = initial([3], (4,), torch.zeros(2), torch.ones(2), torch.zeros(1), torch.ones(1), 1)
     x = torch.tensor([[1.0, 2.0], [0.5, -1.0], [3.0, 0.0]])
@@ -204,6 +214,7 @@ def unknown(weeks):
         (few, {}, "19 of them; a network needs 20"),
         (ties, {}, "every one is a tie"),
         (unknown, {}, "'nobody' is none of the"),
+        (None, {"hidden": (5,)}, "6 units or more are needed"),
         (None, {"raters": {"bob": 2.0}}, "'bob' gave no answer"),
         (None, {"raters": {"ann": 0.0}}, "every rater weighs 0"),
     ],

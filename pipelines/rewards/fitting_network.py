@@ -1,0 +1,38 @@
+"""A network from answers: `tactful rewards fit --form network`."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from models.rewards import answers as told
+from models.rewards import network, store
+from models.rewards.store import Stored
+from models.rewards.weeks import weeks_of
+from pipelines import reading
+from pipelines.config import Config
+from pipelines.jobs.steps import console, step
+
+
+def run_network(config: Config, name: str, files: Sequence[Path], untrusted: bool = False) -> Stored:
+    """Learn a network from `files` of answers about the log, and write it as the next version of `name`.
+
+    `untrusted` answers of a judge count where that is asked for.
+
+    Raises InputError as `answers.read`, `table.read`, `weeks_of` and `models.rewards.network.fit` do.
+    """
+    with step(config, f"rewards_fit_{name}") as result:
+        log = reading.logged(config)
+        weeks = weeks_of(log, config.learned.days)
+        found = network.fit([(log, weeks)], told.read(files, untrusted), config.learned.network, config.seed)
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        facts = {**found.facts, "days": config.learned.days, "data_version": log.version, "created_at": created}
+        stored = store.add(config.rewards_path, name, "network", facts, found.tensors)
+        result |= {"version": stored.version, "held_out": facts["held_out"], "accuracy": facts["accuracy"]}
+    accuracy = "unknown" if facts["accuracy"] is None else f"{facts['accuracy']:.1%}"
+    console.print(
+        f"{name} version {stored.version}, a network: {accuracy} of {facts['held_out']} held-out comparisons right, "
+        f"log loss {facts['log_loss']:.3f} (0.693 by chance)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return stored
