@@ -104,7 +104,7 @@ def run_judge(
     if given:
         facts["sha256"] = _write(request.out, given)
         write_json(answers.facts_path(request.out), facts)
-    if session.opinions:
+    if facts["answered"]:
         tell(facts)
     if session.stopped is not None:
         raise _with_progress(session.stopped, facts, request.out if given else None)

@@ -183,8 +183,11 @@ def _in_order(
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        finally:
+        except BaseException:
+            # Of an interrupt or a caller who leaves: what waits for another try is not waited for.
+            client.stop()
             pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _hear(client: Client, principles: Constitution, asked: list[dict[str, str]]) -> Heard | TactfulError:

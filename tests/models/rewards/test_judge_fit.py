@@ -134,6 +134,29 @@ def test_the_truth_is_recovered_whether_or_not_the_two_answers_share_their_noise
     assert np.linalg.norm(plain.weights * SCALE) < 0.6 * np.linalg.norm(TRUE * SCALE)
 
 
+def test_wrong_answers_that_both_orders_share_are_counted_all_the_same() -> None:
+    """The judge misreads a fifth of the pairs and stands by it: no conflict says so, only where P levels off."""
+    # Both answers of a pair are one: standard errors are those of half as many. Over seeds, 0.0065 of e.
+    rng = np.random.default_rng(8)
+    d, first, second = answered(60_000, 8, wrong=0.0, shared=True)
+    turned = rng.random(60_000) < 0.2
+    first, second = (np.where(turned, 1 - said, said).astype(np.int8) for said in (first, second))
+    found = fit_judged(d, first, second, resamples=2)
+    assert found.wrong == pytest.approx(0.2, abs=0.02)
+    np.testing.assert_allclose(found.weights * SCALE, TRUE * SCALE, rtol=0.12, atol=0.03)
+
+
+def test_another_kind_of_bias_leaves_the_direction_alone() -> None:
+    """In 15% of the answers the judge names the first whatever is shown: no b of the formula does that."""
+    for seed in range(5):
+        d, first, second = answered(1000, 50 + seed, bias=0.0)
+        blind = np.random.default_rng(seed).random((2, 1000)) < 0.15
+        first, second = (np.where(b, SAYS_A, s).astype(np.int8) for b, s in zip(blind, (first, second), strict=True))
+        found = fit_judged(d, first, second, resamples=2)
+        assert cosine(found.weights * SCALE, TRUE * SCALE) > 0.95
+        assert found.bias > 0.2
+
+
 def test_ties_are_a_threshold() -> None:
     d, first, second = answered(20_000, 2, threshold=0.6)
     found = fit_judged(d, first, second, resamples=2)
