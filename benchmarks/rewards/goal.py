@@ -77,11 +77,11 @@ class Size:
     """Policies of an arm after its first."""
     users: int = 1500
     truth_users: int = 1500
-    days: int = 21
     steps: int = 600
     """Updates of a policy."""
     classifier_steps: int = 600
     visited: int = 4000
+    days: int = 21
 
     def source(self, config: Path) -> Source:
         world = {"users": self.users, "truth_users": self.truth_users, "days": self.days}
@@ -308,7 +308,7 @@ def main(
 ) -> None:
     """This part alone; its picture is drawn beside its parts."""
     torch.set_num_threads(1)
-    size = Size(seeds, rounds, users, truth_users, steps=steps, classifier_steps=classifier_steps)
+    size = Size(seeds, rounds, users, truth_users, steps, classifier_steps)
     parts = Parts.of(out / "parts", {"part": "goal", "seed": seed, "size": vars(size)}, workers, Console())
     found = part(seed, parts, config, size)
     draw(found, parts.folder)

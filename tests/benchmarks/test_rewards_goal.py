@@ -53,7 +53,7 @@ def test_shares_and_the_paired_difference() -> None:
 
 
 def test_both_arms_at_toy_size(tmp_path: Path) -> None:
-    """Twice the same, ready for JSON, with a picture; the arms share their first policy and part after it."""
+    """Twice the same, ready for JSON, with a picture; the arms begin with the same policy."""
     found: list[dict[str, Any]] = []
     for name in ("one", "other"):
         parts = Parts.of(tmp_path / name, {}, 1, Console(quiet=True))
@@ -66,7 +66,6 @@ def test_both_arms_at_toy_size(tmp_path: Path) -> None:
     for first, other in zip(by_seed["naive"], by_seed["conservative"], strict=True):
         assert len(first) == len(other) == 2
         assert first[0] == other[0]
-    assert by_seed["naive"] != by_seed["conservative"]
     assert {name for arm in ARMS for line in found[0]["chosen"][arm] for name in line} <= {*FAMILY, "ddqn 0", "ddqn 1"}
     assert {arm: len(found[0]["classifiers"][arm]) for arm in ARMS} == {"naive": 1, "conservative": 2}
     assert {f"{arm}_hacked" for arm in ARMS} <= found[0].keys()
