@@ -91,7 +91,8 @@ def chosen(
     if number == 1:
         return choose(None, weeks, np.zeros((0, 2), np.int64), wanted, int(rng.integers(2**31)))
     policy = QPolicy(artifact.load(policy_folder(config, config.gate.candidate)), config.gate.candidate)
-    weight = week_weights(log, weeks, policy)
+    # With the estimates of propensities that the log lacks; the rows are the same.
+    weight = week_weights(reading.transitions(config), weeks, policy)
     there = np.flatnonzero(weight > 0)
     size = min(POOL * wanted, len(there))
     mine = np.sort(rng.choice(there, size, replace=False, p=weight[there] / weight[there].sum()))
