@@ -256,10 +256,9 @@ class Model:
 def maximise(model: Model, start: Vector, basis: Matrix) -> Vector:
     """The theta of largest value within start + span(basis [P, F]), by Newton's method.
 
-    Second derivatives are those of `Point.curvature`; where steps without the Jeffreys prior's by reliabilities creep, as
-    under nearly perfect consistency, they are differences of gradients. Where they are not positive definite their
-    absolute values are taken, and steps are halved until the value rises. Raises ArithmeticError where that comes to no
-    end.
+    Second derivatives are those of `Point.curvature`; where steps without the Jeffreys prior's by reliabilities creep,
+    as under nearly perfect consistency, differences of gradients. Where they are not positive definite their absolute
+    values are taken, and steps are halved until the value rises. Raises ArithmeticError where that comes to no end.
     """
     theta, here, decrement = start, model.at(start), np.inf
     for number in range(STEPS):
