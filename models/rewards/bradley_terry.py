@@ -5,7 +5,7 @@ Rater r chooses alternative a of a choice with probability proportional to exp(s
     s_a = beta_r x_a.w + b_r z_a + tau t_a,
 
 x its features, z its side (+1/2 left, -1/2 right), t whether it is the tie. For a pair of difference d this is
-P(left) = sigma(beta_r w.d + b_r) among two (Bradley and Terry 1952), and with ties (Davidson 1970, eq. 2.6; sides as
+P(left) = sigma(beta_r w.d + b_r) among two (Bradley and Terry 1952), and with ties (Davidson 1970; sides as
 Davidson and Beaver 1977)
 
     P(left) : P(tie) : P(right) = exp(eta / 2) : nu : exp(-eta / 2),   eta = beta_r w.d + b_r,   nu = exp(tau).
