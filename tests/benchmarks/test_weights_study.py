@@ -36,7 +36,7 @@ def test_the_study_writes_what_the_summary_needs(tmp_path: Path) -> None:
     assert all(0.5 < each <= 1 for each in found["weights_coverage"].values())
     assert all(0.5 < each < 2 for each in found["weights_width"].values())
     assert found["weights_refused"] < 12
-    for each in found["active_to_random_pairs"].values():
+    for each in (*found["active_to_random_pairs"].values(), *found["active_to_random_pairs_unlike"].values()):
         assert each["low"] <= each["estimate"] <= each["high"]
         assert len(each["curves"][0]) == 4
 
@@ -67,6 +67,21 @@ def test_the_rater_chooses_as_the_truth_says() -> None:
     assert np.mean([each.answer == "left" for each in said]) == pytest.approx(p, abs=4 * (p * (1 - p) / 20_000) ** 0.5)
 
 
+def test_a_rater_may_be_noisier_about_unlike_weeks() -> None:
+    """Of pairs that differ twice as much as the usual one more answers are wrong."""
+    weeks, _, truth = weeks_from(SMALL, 7)
+    pairs = random_pairs(weeks, NOBODY, 3000, np.random.default_rng(0))
+    gap = (weeks.totals[pairs[:, 0]] - weeks.totals[pairs[:, 1]]) / weeks.totals.std(axis=0)
+    far = (gap**2).mean(axis=1) > 4
+    utility = (weeks.totals[pairs[:, 0]] - weeks.totals[pairs[:, 1]]) @ truth
+    right = []
+    for unlike in (False, True):
+        said = answered(weeks, pairs, truth, np.random.default_rng(1), unlike).pairs
+        agrees = np.array([each.answer == "left" for each in said]) == (utility > 0)
+        right.append(agrees[far & (utility != 0)].mean())
+    assert right[1] < right[0]
+
+
 def test_measures_of_the_truth_are_one_and_of_its_opposite_none() -> None:
     weeks, _, truth = weeks_from(SMALL, 7)
     others = random_pairs(weeks, NOBODY, OTHERS, np.random.default_rng(0))
@@ -82,9 +97,9 @@ def test_what_fit_learns_is_what_the_curve_is_of() -> None:
     assert learned(weeks, answers).weights == pytest.approx(fit(weeks, rewards, answers, intervals=False).weights)
     others = random_pairs(weeks, NOBODY, 500, np.random.default_rng(0))
     for active in (False, True):
-        found = curve(weeks, truth, others, 40, active, np.random.default_rng(1))
+        found = curve(weeks, truth, others, 40, active, False, np.random.default_rng(1))
         assert np.shape(found) == (4, 2)
-        assert found == curve(weeks, truth, others, 40, active, np.random.default_rng(1))
+        assert found == curve(weeks, truth, others, 40, active, False, np.random.default_rng(1))
 
 
 def test_directions_that_no_answer_tells_stay_uncertain() -> None:
@@ -114,12 +129,13 @@ def test_bars() -> None:
     rng = np.random.default_rng(0)
     better = np.stack([np.linspace(0.2, 0.8, 5), np.linspace(0.5, 0.9, 5)])[None, :, :, None]
     curves = np.concatenate([better, better], axis=3) + 0.01 * rng.normal(size=(10, 2, 5, 2))
-    found = {
-        "weights_coverage": {"a": 0.95, "b": 0.94},
-        "weights_width": {"a": 1.1, "b": 1.0},
-        **saved(curves, 0),
-    }
+    good, bad = saved(curves, 0), saved(curves[:, ::-1], 0)
+    found = {"weights_coverage": {"a": 0.95, "b": 0.94}, "weights_width": {"a": 1.1, "b": 1.0},
+             "active_to_random_pairs": good, "active_to_random_pairs_unlike": good}  # fmt: skip
     assert met(found)
+    # The least lead is the last batch's, of 0.9 over 0.8.
+    assert good["cosine"]["least_gain_pairs"] == 50
+    assert good["cosine"]["least_gain"] == pytest.approx(0.1, abs=0.02)
     assert not met({**found, "weights_coverage": {"a": 0.98, "b": 0.95}})
     assert not met({**found, "weights_width": {"a": 1.3, "b": 1.0}})
-    assert not met({**found, **saved(curves[:, ::-1], 0)})
+    assert not met({**found, "active_to_random_pairs_unlike": bad})
