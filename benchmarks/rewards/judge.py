@@ -35,7 +35,7 @@ from benchmarks.study.source import Source, log_of
 from models.rewards.describe import in_words
 from models.rewards.judge.client import Client
 from models.rewards.judge.fit import NOTHING, Judged, fit_judged
-from models.rewards.judge.judging import Session, codes_of, draw_pairs, judge
+from models.rewards.judge.judging import Session, codes_of, draw_pairs, judge, leverage
 from models.rewards.judge.prompt import constitution, harmless
 from models.rewards.judge.settings import JudgeConfig
 from models.rewards.judge.transcript import Transcript
@@ -75,7 +75,7 @@ def one(source: Source, pairs: int, seed: int) -> dict[str, Any]:
     weeks = weeks_of(log, source.config.learned.days)
     true = np.array([TRUTH[name] for name in log.contract.rewards])
     words = [in_words(log, weeks, place) for place in range(len(weeks.id))]
-    drawn = draw_pairs(len(weeks.id), pairs, seed)
+    drawn = draw_pairs(leverage(weeks.totals), pairs, seed)
     say, fault = judging({harmless(text): each for text, each in zip(words, weeks.totals @ true, strict=True)}, seed)
     with Server(say, fault) as server, tempfile.TemporaryDirectory() as folder:
         settings = JudgeConfig(server.url, "tiny", CONSTITUTION, budget_calls=20 * pairs, budget_tokens=10**9)
