@@ -288,6 +288,9 @@ def _picture(found: Mapping[str, Any]) -> Figure:
         place.axhline(0, color="black", lw=0.8)
         place.set_title(title, fontsize=9)
         place.set_xlabel("round")
+    # Most lie near 0; where a classifier was never shown what a policy does they lie far out.
+    axes[0].set_yscale("symlog", linthresh=0.1)
+    axes[0].set_yticks((-0.1, 0, 0.1, 1), ("−0.1", "0", "0.1", "1"))
     axes[0].set_ylabel("gain over logging, per user-week")
     axes[0].legend(fontsize=8)
     figure.tight_layout()
