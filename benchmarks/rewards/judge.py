@@ -4,7 +4,7 @@ Per seed one simulated log, whose user-weeks are described in words. A server on
 TRUTH per raw unit, and says A with the probability sigma(w.d + BIAS), turned round with the probability WRONG; every
 request fails with the probability FAULTS, in one of BROKEN. On even seeds each question has noise of its own; on odd
 ones the judge has one opinion of a pair, so that only its errors and its liking for the first differ between the two
-orders. The client asks 1,000 pairs in both orders. Stated beforehand:
+orders. The client asks 1,000 pairs in both orders, drawn as `tactful rewards judge` draws them. Stated beforehand:
 
 - `judge_cosine` is the mean over seeds of the cosine of learned and true weights, both times the standard deviation of
   their component over user-weeks; the bar is 0.95, for each seed and for the mean. Per raw unit it is reported too.

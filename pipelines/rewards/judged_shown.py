@@ -32,7 +32,7 @@ def _principles(facts: Mapping[str, Any]) -> str:
     """How often each principle decided, the most frequent first."""
     counts: Mapping[str, int] = facts["principles"]
     said = [
-        f"{'no principle' if number == 'none' else f'principle {number}'} {percent(count / sum(counts.values()))}"
+        f"{'no principle' if number == 'none' else f'principle {number}'} ({percent(count / sum(counts.values()))})"
         for number, count in sorted(counts.items(), key=lambda each: -each[1])
         if count
     ]
