@@ -49,7 +49,7 @@ def findings(details: Mapping[str, Any]) -> list[str]:
         found.append(
             f"95% intervals of the weights hold the truth in {_percent(min(shares.values()))} to "
             f"{_percent(max(shares.values()))} of repetitions (93% to 97% wanted: "
-            f"{_met(not off)}{', but for ' + ', '.join(off) if off else ''}), with a median width at most "
+            f"{'missed by ' + ', '.join(off) if off else 'met'}), with a median width at most "
             f"{max(widths.values()):.2f} times that of Fisher's information (1.25 wanted: "
             f"{_met(max(widths.values()) <= 1.25)})."
         )
