@@ -13,6 +13,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 FIRST = NOTEBOOKS[0]
 REPORT = next(path for path in NOTEBOOKS if path.stem == "02_reading_a_rollout_report")
 PARETO = next(path for path in NOTEBOOKS if path.stem == "03_pareto_front")
+WORTH = next(path for path in NOTEBOOKS if path.stem == "04_what_is_a_click_worth")
 
 OFFLINE = """
 import ipaddress
@@ -95,6 +96,21 @@ PARETO_BREAKS = [
 ]
 PARETO_HARMED = ("wants", "values", "on_front", "found", "members")
 PARETO_FOUND = '{"members": len(members), "farthest": float(np.abs(off).max())}'
+
+WORTH_BREAKS = [
+    ("scatter", "weeks.totals[0, 0] += 1"),
+    ("trade-check", 'truth["clicks"] += 100'),
+    ("trade-check", "hidden = -hidden"),
+    ("more-plot", "found[800] = replace(found[800], high=found[800].high + 10)"),
+    ("active-plot", 'courses["chosen"] = courses["chosen"] - 1'),
+    ("policy-plot", 'value["answers"]["sends"]["difference"] += 5'),
+    ("policy-plot", 'value["truth"]["sends"]["difference"] += 50'),
+]
+WORTH_HARMED = ("weeks", "truth", "hidden", "found", "courses", "value")
+WORTH_FOUND = (
+    '{"click": [click.low, truth["clicks"], click.high], "needed": needed, '
+    '"gain": float(gains["answers"] / gains["truth"])}'
+)
 
 
 def harmless(breaks: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -237,4 +253,15 @@ def test_the_front_is_drawn_chosen_from_and_held_against_the_truth(tmp_path):
     assert told["unnoticed"] == [list(each) for each in harmless(PARETO_BREAKS)]
     assert told["members"] == 6
     assert told["farthest"] < 4.5
+    assert (told["threads"], told["left_behind"]) == (1, False)
+
+
+def test_a_click_is_weighed_by_answers_and_a_policy_follows(tmp_path):
+    notebook, told = run(WORTH, WORTH_BREAKS, WORTH_HARMED, WORTH_FOUND, tmp_path)
+    assert pictures(notebook) == [1, 1, 1, 1, 1]
+    assert told["unnoticed"] == [list(each) for each in harmless(WORTH_BREAKS)]
+    low, truth, high = told["click"]
+    assert low < truth < high
+    assert told["needed"]["chosen"] <= told["needed"]["by chance"] <= 200
+    assert 0.5 < told["gain"] < 1.5
     assert (told["threads"], told["left_behind"]) == (1, False)

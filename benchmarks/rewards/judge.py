@@ -4,7 +4,7 @@ Per seed one simulated log, whose user-weeks are described in words. A server on
 TRUTH per raw unit, and says A with the probability sigma(w.d + BIAS), turned round with the probability WRONG; every
 request fails with the probability FAULTS, in one of BROKEN. On even seeds each question has noise of its own; on odd
 ones the judge has one opinion of a pair, so that only its errors and its liking for the first differ between the two
-orders. The client asks 1,000 pairs in both orders. Stated beforehand:
+orders. The client asks 1,000 pairs in both orders, drawn as `tactful rewards judge` draws them. Stated beforehand:
 
 - `judge_cosine` is the mean over seeds of the cosine of learned and true weights, both times the standard deviation of
   their component over user-weeks; the bar is 0.95, for each seed and for the mean. Per raw unit it is reported too.
@@ -35,7 +35,7 @@ from benchmarks.study.source import Source, log_of
 from models.rewards.describe import in_words
 from models.rewards.judge.client import Client
 from models.rewards.judge.fit import NOTHING, Judged, fit_judged
-from models.rewards.judge.judging import Session, codes_of, draw_pairs, judge
+from models.rewards.judge.judging import Session, codes_of, draw_pairs, judge, leverage
 from models.rewards.judge.prompt import constitution, harmless
 from models.rewards.judge.settings import JudgeConfig
 from models.rewards.judge.transcript import Transcript
@@ -75,7 +75,7 @@ def one(source: Source, pairs: int, seed: int) -> dict[str, Any]:
     weeks = weeks_of(log, source.config.learned.days)
     true = np.array([TRUTH[name] for name in log.contract.rewards])
     words = [in_words(log, weeks, place) for place in range(len(weeks.id))]
-    drawn = draw_pairs(len(weeks.id), pairs, seed)
+    drawn = draw_pairs(leverage(weeks.totals), pairs, seed)
     say, fault = judging({harmless(text): each for text, each in zip(words, weeks.totals @ true, strict=True)}, seed)
     with Server(say, fault) as server, tempfile.TemporaryDirectory() as folder:
         settings = JudgeConfig(server.url, "tiny", CONSTITUTION, budget_calls=20 * pairs, budget_tokens=10**9)
@@ -99,22 +99,23 @@ def one(source: Source, pairs: int, seed: int) -> dict[str, Any]:
 def judging(
     utility: Mapping[str, float], seed: int
 ) -> tuple[Callable[[Messages], str], Callable[[int, Messages], str | None]]:
-    """What the judge says, and which of its answers are broken; both by the question and the try alone."""
-    tries: Counter[str] = Counter()
+    """What the judge says, and which of its answers are broken; both by the weeks, their order and the try alone."""
+    # By place and not by words, so that other words are the same luck.
+    place = {words: number for number, words in enumerate(utility)}
+    tries: Counter[tuple[int, int, int]] = Counter()
 
     def say(messages: Messages) -> str:
-        a, b = shown(messages)
-        # Which week is first by its words says which of the two orders this is.
-        order = a < b
-        own = chance(seed, "noise", min(a, b), max(a, b), order if seed % 2 == 0 else "")
-        noise = np.log(own / (1 - own)) * (1 if order or seed % 2 == 0 else -1)
-        says_a = utility[a] - utility[b] + BIAS + noise > 0
+        first, second = shown(messages)
+        a, b = place[first], place[second]
+        own = chance(seed, "noise", min(a, b), max(a, b), a < b if seed % 2 == 0 else "")
+        noise = np.log(own / (1 - own)) * (1 if a < b or seed % 2 == 0 else -1)
+        says_a = utility[first] - utility[second] + BIAS + noise > 0
         return answer("A" if says_a != (chance(seed, "wrong", a, b) < WRONG) else "B")
 
     def fault(number: int, messages: Messages) -> str | None:
-        question = json.dumps(messages)
-        tries[question] += 1
-        drawn = chance(seed, "fault", question, tries[question])
+        a, b = (place[words] for words in shown(messages))
+        tries[a, b, len(messages)] += 1
+        drawn = chance(seed, "fault", a, b, len(messages), tries[a, b, len(messages)])
         return BROKEN[int(drawn / FAULTS * len(BROKEN))] if drawn < FAULTS else None
 
     return say, fault

@@ -14,13 +14,18 @@ from benchmarks.rewards import goal
 from benchmarks.study.page import Rows, markdown, put
 from benchmarks.study.pictures import STYLE
 
+PICTURES = {
+    "truth": "\n\n![True gain by the reward that was trained on](rewards_truth.svg)",
+    "goal": "\n\n![Learned return and hidden utility by round](rewards_goal.svg)",
+}
 COLOURS = {"truth": "#444444", "weights": "#2f6f9f", "network": "#c4513d"}
 
 
 def blocks(details: Mapping[str, Any]) -> dict[str, str]:
     """What stands between each pair of marks of the page: those of the parts that were run."""
     tables = {"weights": _weights, "truth": _truth, "goal": _goal, "judge": _judge}
-    found = {f"study {name}": markdown(tables[name](part)) for name, part in details["parts"].items()}
+    parts = details["parts"]
+    found = {f"study {name}": markdown(tables[name](part)) + PICTURES.get(name, "") for name, part in parts.items()}
     return {
         "study settings": markdown(_settings(details)),
         **found,
@@ -44,7 +49,7 @@ def findings(details: Mapping[str, Any]) -> list[str]:
         found.append(
             f"95% intervals of the weights hold the truth in {_percent(min(shares.values()))} to "
             f"{_percent(max(shares.values()))} of repetitions (93% to 97% wanted: "
-            f"{_met(not off)}{', but for ' + ', '.join(off) if off else ''}), with a median width at most "
+            f"{'missed by ' + ', '.join(off) if off else 'met'}), with a median width at most "
             f"{max(widths.values()):.2f} times that of Fisher's information (1.25 wanted: "
             f"{_met(max(widths.values()) <= 1.25)})."
         )

@@ -24,14 +24,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from scipy import stats
 
-from benchmarks.rewards import rater
 from benchmarks.study.headline import interval
 from benchmarks.study.members import learned
 from benchmarks.study.parts import Part, Parts, code
 from benchmarks.study.source import Source, log_of, varying
 from models.batch import rows_of
 from models.members import Learner
-from models.rewards import network
+from models.rewards import network, simulated
 from models.rewards.answers import Answers
 from models.rewards.learned import with_components
 from models.rewards.preferences import PreferenceConfig, choose, fit, random_pairs
@@ -119,7 +118,7 @@ def asked(table: Transitions, weeks: Weeks, number: int, rng: np.random.Generato
     A component in which no weeks that were compared differ has no weight.
     """
     rewards = table.contract.rewards
-    of_week = rater.utility(weeks, rewards, HIDDEN)
+    of_week = simulated.utility(weeks, rewards, HIDDEN)
     pairs = np.zeros((0, 2), np.int64)
     said = Answers(())
     fitted = None
@@ -131,7 +130,7 @@ def asked(table: Transitions, weeks: Weeks, number: int, rng: np.random.Generato
             else choose(fitted, weeks, pairs, few, int(rng.integers(2**31)))
         )
         pairs = np.concatenate([pairs, fresh])
-        said = said + Answers(rater.answers(weeks, fresh, of_week, rng))
+        said = said + Answers(simulated.answers(weeks, fresh, of_week, rng))
         differ = (weeks.totals[pairs[:, 0]] != weeks.totals[pairs[:, 1]]).any(axis=0)
         told = tuple(name for name, varies in zip(rewards, differ, strict=True) if varies)
         fitted = fit(weeks, rewards, said, PreferenceConfig(components=told), intervals=False)

@@ -5,7 +5,7 @@ The expected gain of a pair of difference d, in nats of the weights' volume, is 
     g(d) = 1/2 log(1 + h(d) d'Vd),   h(d) = mean over the ensemble of sigma(w.d) (1 - sigma(w.d)).
 
 d'Vd is how far the ensemble disagrees about which of the two is better (Christiano et al. 2017 ask where predictions
-vary most); h is the information of one answer, nothing where all are certain (D-optimal design; MacKay 1992, eq. 4.4).
+vary most); h is the information of one answer, nothing where all are certain (D-optimal design; MacKay 1992).
 A batch is chosen one by one, V taking in each before it is answered, V <- V - h Vdd'V / (1 + h d'Vd), so that a
 near-duplicate of a chosen pair is worth little: a greedy maximum of a submodular gain, within 1 - 1/e of the best.
 """

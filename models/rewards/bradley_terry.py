@@ -5,7 +5,7 @@ Rater r chooses alternative a of a choice with probability proportional to exp(s
     s_a = beta_r x_a.w + b_r z_a + tau t_a,
 
 x its features, z its side (+1/2 left, -1/2 right), t whether it is the tie. For a pair of difference d this is
-P(left) = sigma(beta_r w.d + b_r) among two (Bradley and Terry 1952), and with ties (Davidson 1970, eq. 2.6; sides as
+P(left) = sigma(beta_r w.d + b_r) among two (Bradley and Terry 1952), and with ties (Davidson 1970; sides as
 Davidson and Beaver 1977)
 
     P(left) : P(tie) : P(right) = exp(eta / 2) : nu : exp(-eta / 2),   eta = beta_r w.d + b_r,   nu = exp(tau).
@@ -35,13 +35,15 @@ from models.rewards.choices import LEFT, RIGHT, Choices, one_sided
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
-STEPS, HALVINGS = 200, 40
+STEPS, HALVINGS, PATIENCE = 100, 40, 15
 LARGEST = 5.0
 """Longest Newton step, in standardised units: further away the quadratic says nothing."""
 CLOSE = 1e-12
 """Newton decrement at which the maximum is reached: theta is then within a millionth of its standard error."""
+APART = 1e-5
+"""Of the thetas whose gradients are differenced: rounding and the next order are both below 1e-9 of the curvature."""
 NEAR = 1e-6
-"""The same where no shorter step leads up either."""
+"""The same where rounding hides which way is up, or no more steps are left: within a thousandth."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +165,8 @@ class Model:
     def _products(self, left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
         """[R, A, B] sum over each rater's choices and alternatives of outer products of `left` [n, x, A] and `right`
         [n, x, B]."""
-        a, b = left.shape[2], right.shape[2]
-        return np.stack([left[mine].reshape(-1, a).T @ right[mine].reshape(-1, b) for mine in self._runs])
+        parts = ((left[mine], right[mine]) for mine in self._runs)
+        return np.stack([np.tensordot(one, other, axes=((0, 1), (0, 1))) for one, other in parts])
 
     def _gathered(self, by_rater: NDArray[np.float64]) -> NDArray[np.float64]:
         """[P, ...] what each rater gives to the parameters of their own [R, K + 3, ...], added up."""
@@ -244,7 +246,7 @@ class Model:
         bend -= self._products(half, half)
         bend[:, k + 2], bend[:, :, k + 2] = 0.0, 0.0
         # R' I_q R of every parameter q, flat: their inner products are the traces.
-        outer = (turned[..., :, None] * heavy[..., None, :]).reshape(*weight.shape, -1)
+        outer = (turned[..., :, None] * heavy[..., None, :]).reshape(*weight.shape, root.shape[1] ** 2)
         cubes = self._products(centred, outer)
         cubes[:, k + 2] = 0.0
         flat = self._gathered(cubes)
@@ -254,14 +256,16 @@ class Model:
 def maximise(model: Model, start: Vector, basis: Matrix) -> Vector:
     """The theta of largest value within start + span(basis [P, F]), by Newton's method.
 
-    Second derivatives are exact, but for those of the Jeffreys prior by reliabilities; where they are not positive
-    definite their absolute values are taken, and steps are halved until the value rises. Raises ArithmeticError where
-    that comes to no end.
+    Second derivatives are those of `Point.curvature`; where steps without the Jeffreys prior's by reliabilities creep,
+    as under nearly perfect consistency, differences of gradients. Where they are not positive definite their absolute
+    values are taken, and steps are halved until the value rises. Raises ArithmeticError where that comes to no end.
     """
-    theta, here = start, model.at(start)
-    for _ in range(STEPS):
+    theta, here, decrement = start, model.at(start), np.inf
+    for number in range(STEPS):
         gradient = basis.T @ here.gradient
-        values, vectors = np.linalg.eigh(basis.T @ here.curvature @ basis)
+        creeps = number >= PATIENCE and model.raters > 1
+        curvature = _differences(model, theta, basis) if creeps else basis.T @ here.curvature @ basis
+        values, vectors = np.linalg.eigh(curvature)
         values = np.maximum(np.abs(values), 1e-9 * max(float(np.abs(values).max(initial=0.0)), 1e-300))
         step = vectors @ ((vectors.T @ gradient) / values)
         decrement = float(gradient @ step)
@@ -274,9 +278,16 @@ def maximise(model: Model, start: Vector, basis: Matrix) -> Vector:
                 break
             step /= 2
         else:
-            # So near that rounding hides which way is up.
-            if decrement < NEAR:
-                return theta
             break
         theta, here = theta + basis @ step, there
+    if decrement < NEAR:
+        return theta
     raise ArithmeticError(f"preferences: no maximum after {STEPS} steps, decrement {decrement:.2g}.")
+
+
+def _differences(model: Model, theta: Vector, basis: Matrix) -> Matrix:
+    """[F, F] minus the second derivatives along `basis`, by central differences of the gradient."""
+    around = [[model.at(theta + sign * APART * each).gradient for sign in (-1, 1)] for each in basis.T]
+    found = np.stack([(before - after) @ basis for before, after in around]) / (2 * APART)
+    symmetric: Matrix = (found + found.T) / 2
+    return symmetric

@@ -1,15 +1,15 @@
 """The goal classifier that is not hacked: what the current policy visits is added to the failures, in turn.
 
 A policy that is paid by a classifier finds states that look like success and are none: the classifier never saw them.
-So, round after round (Singh et al. 2019, algorithm 1 (VICE-RAQ without its queries, after Fu et al. 2018); Sharma et
-al. 2023, section IV):
+So, round after round, as in VICE-RAQ without its queries (Singh et al. 2019, after Fu et al. 2018) and in MEDAL++
+(Sharma et al. 2023):
 
     classifier_r of the successes against the failures and V_1 .. V_r; policy_r of its reward; V_{r+1} = what policy_r
     visits
 
 At the optimum of a balanced batch p(s) = g(s) / (g(s) + f(s)), g the density of successes and f that of failures, half
-of it visited states: where a policy goes and successes do not, p falls; where it goes as successes do, p is not below
-g / (g + (g + f_0) / 2).
+of it visited states: where a policy goes and successes do not, p falls; where it goes as successes do, p is
+g / (g + (g + f_0) / 2), f_0 the density of logged failures.
 """
 
 from collections.abc import Callable

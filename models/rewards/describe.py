@@ -122,7 +122,7 @@ def in_words(table: Transitions, weeks: Weeks, place: int) -> str:
     ]
     decisions = counted(int(weeks.end[place] - weeks.first[place]), "decision")
     # The last interval may end long after the stretch: what came of its decisions is counted until then.
-    opening = f"{decisions} of one user, and what came of them in {counted(days, 'day')}."
+    opening = f"{decisions} of one user, and what came of them in {counted(round(days, 1), 'day')}."
     return "\n".join([opening, *lines, "In all:", *sums])
 
 

@@ -163,7 +163,7 @@ def fit(
 def loss(network: Population, x: Tensor, goal: Tensor, config: GoalConfig, rng: np.random.Generator) -> Tensor:
     """[P] mean cross-entropy at x [P, B, F] with `goal` [P, B] in {0, 1}, regularised as configured.
 
-    Label smoothing: y = (1 - e) goal + e / 2 (Szegedy et al. 2016, section 7, of two classes). Mixup: x = l x_i +
+    Label smoothing: y = (1 - e) goal + e / 2 (Szegedy et al. 2016, of two classes). Mixup: x = l x_i +
     (1 - l) x_j, y alike, l of Beta(a, a), one for the batch (Zhang et al. 2018, eq. 1). Gradient penalty:
     c mean |d logit / d x|^2 at points drawn uniformly between successes and failures (Gulrajani et al. 2017, section
     4, with 0 for their 1, as Mescheder et al. 2018: no steepness is wanted).

@@ -49,7 +49,9 @@ def profile(model: Model, best: Vector, place: int, confidence: float) -> tuple[
     """Both ends of the interval of parameter `place` around the maximum `best` [P], in the model's own units.
 
     Each end is found by Newton's method on the signed root of D, which is nearly a line: its slope is known, as the
-    derivative of the maximum along the constraint is that of the objective. A step that leaves the bracket halves it.
+    derivative of the maximum along the constraint is that of the objective. A step that leaves the bracket halves it,
+    none goes out by more than as far again, and every maximum is looked for from the last one inside: where answers
+    are perfectly consistent, others lie further out.
     """
     top, basis = model.at(best).value, model.free
     normal = np.zeros(model.size)
@@ -57,25 +59,31 @@ def profile(model: Model, best: Vector, place: int, confidence: float) -> tuple[
     along = constrained(basis, normal)
     cover = model.covariance(best)
     target, error = math.sqrt(chi2.ppf(confidence, 1)), math.sqrt(cover[place, place])
+    # Where the others go as this one is moved, for a start.
+    tilt = cover[:, place] / cover[place, place]
     ends = []
     for sign in (-1.0, 1.0):
-        theta, inner, outer = best, best[place], math.inf * sign
+        inside, outer, ahead = best, math.inf * sign, tilt
         wanted = best[place] + sign * target * error
-        # Where the others go as this one is moved, for a start.
-        tilt = cover[:, place] / cover[place, place]
         for _ in range(ROUNDS):
-            theta = maximise(model, theta + (wanted - theta[place]) * tilt, along)
+            theta = maximise(model, inside + (wanted - inside[place]) * ahead, along)
             here = model.at(theta)
             root = math.sqrt(max(2 * (top - here.value), 0.0))
             if abs(root - target) < EXACT:
                 break
-            inner, outer = (wanted, outer) if root < target else (inner, wanted)
             # Along the tilt the other derivatives are 0, but for the constraint's own.
             slope = -float(here.gradient @ tilt) * sign / root if root else 0.0
-            found = wanted + sign * (target - root) / slope if slope > 0 else outer
-            if not sign * inner < sign * found < sign * outer:
-                found = (inner + outer) / 2 if math.isfinite(outer) else inner + sign * 2 * abs(wanted - best[place])
-            wanted = found
+            if root < target:
+                inside, ahead = theta, (theta - best) / (wanted - best[place])
+            else:
+                outer = wanted
+            inner, reach = inside[place], abs(inside[place] - best[place]) or target * error
+            if abs(outer - inner) < EXACT * reach:
+                # The maximum jumped: from inside, further out, there is a higher one.
+                outer = math.inf * sign
+            far = outer if math.isfinite(outer) else inner + 2 * sign * reach
+            found = wanted + sign * (target - root) / slope if slope > 0 else far
+            wanted = found if sign * inner < sign * found < sign * far else (inner + far) / 2
         else:
             raise ArithmeticError(f"preferences: no end of the interval of parameter {place} within {ROUNDS} rounds.")
         ends.append(float(wanted))
@@ -93,7 +101,7 @@ def ratio(model: Model, best: Vector, over: int, under: int, confidence: float) 
     pair = [under, over]
     shape = np.linalg.cholesky(model.covariance(best)[np.ix_(pair, pair)])
     at = np.linalg.solve(shape, best[pair])
-    centre, memory = math.atan2(at[1], at[0]), {"theta": best}
+    centre = math.atan2(at[1], at[0])
 
     def direction(psi: float) -> NDArray[np.float64]:
         found: NDArray[np.float64] = shape @ np.array([math.cos(psi), math.sin(psi)])
@@ -104,17 +112,15 @@ def ratio(model: Model, best: Vector, over: int, under: int, confidence: float) 
         normal = np.zeros(model.size)
         normal[pair] = np.array([-1.0, 1.0]) * direction(psi)[::-1]
         along = constrained(basis, normal)
-        memory["theta"] = maximise(model, along @ (along.T @ memory["theta"]), along)
-        return 2 * (top - model.at(memory["theta"]).value) - limit
+        theta = maximise(model, along @ (along.T @ best), along)
+        return 2 * (top - model.at(theta).value) - limit
 
     value = float(best[over] / best[under]) if best[under] else math.nan
     ends = []
     for sign in (-1.0, 1.0):
-        memory["theta"] = best
         furthest = centre + sign * math.pi / 2
         if excess(furthest) <= 0:
             return Ratio(value, None, None)
-        memory["theta"] = best
         psi = brentq(excess, centre, furthest, xtol=1e-9)
         ends.append(direction(psi))
     if min(end[0] * best[under] for end in ends) <= 0:

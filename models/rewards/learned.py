@@ -22,7 +22,7 @@ UNITS: dict[Kind, str] = {
     "network": "log-odds of preference",
     "goal": "goal-days",
 }
-"""Raw unit of a component of each kind, where its facts name no `unit`."""
+"""Raw unit of a component of each kind, where its facts name no `component_unit`."""
 NEEDED = ("actions", "features", "rewards")
 """What the facts of a version may ask of a table, by these keys."""
 
@@ -73,7 +73,7 @@ def with_components(table: Transitions, stored: Sequence[Stored], order: Sequenc
 
 def _extended(logged: Contract, stored: Sequence[Stored], order: Sequence[str] | None) -> Contract:
     names = tuple(order) if order is not None else (*logged.rewards, *(each.name for each in stored))
-    units = {each.name: str(each.facts.get("unit", UNITS[each.kind])) for each in stored}
+    units = {each.name: str(each.facts.get("component_unit", UNITS[each.kind])) for each in stored}
     return replace(logged, rewards=names, units={**logged.units, **units})
 
 
@@ -163,7 +163,8 @@ def _check(stored: Stored, there: Contract, wanted: dict[str, list[str]], who: s
             )
     for name, unit in dict(stored.facts.get("units", {})).items():
         now = there.units.get(name, unit)
-        if name in wanted.get("rewards", ()) and now != unit:
+        # A version that knew no unit asks for none.
+        if unit and name in wanted.get("rewards", ()) and now != unit:
             raise InputError(
                 f"{who}: version {stored.version} was learned with {name} in {unit}, and it is in {now} now; learn it "
                 "again, or give the column its unit back."

@@ -34,6 +34,8 @@ from models.table import Transitions
 KIND = "network"
 FEWEST = 20
 """Answers below which a network is not tried."""
+SLOPES = 4096
+"""Rows at which the network's slopes are looked at."""
 BINS = 5
 """Of the calibration table."""
 Floats = NDArray[np.float64]
@@ -135,6 +137,27 @@ def network_of(stored: Stored) -> Population:
         tensors["scale"],
         1,
     ).requires_grad_(False)
+
+
+def slopes(stored: Stored, table: Transitions) -> dict[str, tuple[float, float, float]]:
+    """By reward component what one raw unit more of it is worth, on the raters' scale: (mean, least, largest member).
+
+    The derivative of level_p + sigma_p r_p at the rows of `table`, averaged over at most SLOPES of them, evenly taken;
+    the mean over the members, and how far they are apart. Of a network that is linear in the outcome it is the weight.
+    The spread is that of bootstraps with a held-out set in common, no interval. Raises as `component` does.
+    """
+    network = network_of(stored)
+    x = _input(stored, table, network)
+    x = x[torch.linspace(0, len(x) - 1, min(SLOPES, len(x))).round().long()]
+    x = x.expand(network.members, *x.shape).clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(network.heads(x).sum(), x)
+    sigma = torch.tensor(stored.facts["sigma"])
+    first = x.shape[-1] - len(stored.facts["rewards"]) - 1
+    found = {}
+    for place, name in enumerate(stored.facts["rewards"], start=first):
+        each = (gradient[..., place].mean(dim=1) * sigma / network.std[place]).tolist()
+        found[name] = (float(np.mean(each)), min(each), max(each))
+    return found
 
 
 def answers_hash(answers: Answers) -> str:

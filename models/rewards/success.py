@@ -188,8 +188,8 @@ def _best_users(table: Transitions, config: GoalConfig) -> Booleans:
 def seeded(table: Transitions, best: Booleans, copies: int) -> Transitions:
     """`table` with the trajectories of the users marked in `best` [U] `copies` more times, each copy a user of its own.
 
-    What a policy learns from then holds success more often (the demonstrations in the buffer of MEDAL++, Sharma et al.
-    2023, section IV). It is no sample of the log any more: for learning, not for evaluation.
+    What a policy learns from then holds success more often, as the demonstrations in the replay buffer of MEDAL++
+    (Sharma et al. 2023). It is no sample of the log any more: for learning, not for evaluation.
     """
     mine = table.where(best[table.user])
     return joined([table, *[mine] * copies]) if len(mine.user) else table

@@ -6,7 +6,7 @@ from typing import Any
 from models.errors import InputError
 from pipelines.report import svg as pictures
 from pipelines.report.svg import Part
-from pipelines.report.text import METRICS, known, percent, policy_name, tidy, words
+from pipelines.report.text import METRICS, Range, known, percent, policy_name, tidy, words
 
 TONES = {"PROMOTE": "good", "REFUSE": "bad", "INCONCLUSIVE": "open"}
 PASSED = {True: ("good", "held"), False: ("bad", "not held"), None: ("open", "could not be shown")}
@@ -46,6 +46,28 @@ def verdict_view(verdict: Mapping[str, Any]) -> dict[str, Any]:
         "share_bar": pictures.stacked(parts, f"{percent(share)} of traffic certified", height=8),
         "confidence": None if confidence is None else _level(confidence),
         "tried": verdict.get("tried"),
+        "learned": [_learned(name, told) for name, told in (verdict.get("learned_rewards") or {}).items()],
+    }
+
+
+def _learned(name: str, told: Mapping[str, Any]) -> dict[str, Any]:
+    """A learned reward: the gain over logging in it and in what was written by hand, and how far the policy is."""
+    gains = {name: told["learned"], **told["hand_written"]}
+    called = {name: f"{words(name)} (learned)", "written": "Hand-written return"}
+    far = told["distance"]
+    share = None if far["ess"] is None or not far["decisions"] else far["ess"] / far["decisions"]
+    outside = known(far["outside"])
+    return {
+        "name": words(name),
+        "kind": told["kind"],
+        "version": told["version"],
+        "rows": [
+            {"name": called.get(key) or METRICS.get(key) or words(key), "texts": Range.of(gain).texts(sign=True)}
+            for key, gain in gains.items()
+        ],
+        "overlap": percent(share),
+        "outside": None if outside is None else percent(outside),
+        "learned_rows": far["learned_rows"],
     }
 
 

@@ -128,7 +128,7 @@ function done(rows, start, fact) {
   if (fact.acted) {
     shape(picture, "circle", { class: fact.earned.clicks ? "sent clicked" : "sent", cx: x, cy: y, r: 5 });
   } else if (!fact.silent) {
-    shape(picture, "line", { class: "held", x1: x, x2: x, y1: y - 4, y2: y + 4 });
+    shape(picture, "line", { class: "held", x1: x, x2: x, y1: y - 5, y2: y + 5 });
     if (fact.earned.clicks) shape(picture, "circle", { class: "late", cx: x, cy: y, r: 3 });
   }
   if (fact.earned.disables || fact.closed) {
@@ -147,7 +147,8 @@ function earned(rows, start, fact) {
     if (lane.as === "bars") {
       const tall = Math.max((Math.abs(value) / lane.most) * (LANE.bars - 4), 1);
       const row = rows[Math.floor(at / DAY)];
-      if (row) shape(row, "rect", { class: value < 0 ? "bar less" : "bar", x: share(at % DAY), width: 6, y: bottom - tall, height: tall });
+      const box = { x: share(at % DAY), width: 6, y: bottom - tall, height: tall, transform: "translate(-3 0)" };
+      if (row) shape(row, "rect", { class: value < 0 ? "bar less" : "bar", ...box });
       continue;
     }
     const alpha = lane.as === "active" ? Math.min((value * DAY) / Math.max(fact.until - fact.hours, MINUTE), 1) : 1;

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from models.contract import SPLITS
 from models.errors import InputError
 from models.rewards import answers as said
-from models.rewards import store
-from models.rewards.active import choose, known, random_pairs
+from models.rewards import network, store
+from models.rewards.active import CANDIDATES, choose, known, random_pairs
 from models.rewards.asking import Question, repeated, with_repeats
 from models.rewards.weeks import Weeks, weeks_of
 from models.table import Transitions
+from pipelines import reading
 from pipelines.config import Config
-from pipelines.estimation import transitions_to_train
 from pipelines.rewards.page import render
 
 LONGEST = 60
@@ -71,7 +71,7 @@ def ask(config: Config, request: Request, config_path: Path) -> Asked:
     Users of the test split are left out: what is learned from the answers may be judged on them. Raises InputError
     where the log has no whole stretch or too few pairs, and where the page cannot be written.
     """
-    log = transitions_to_train(config)
+    log = reading.logged(config)
     weeks = weeks_of(log, config.learned.days, log.split != SPLITS.index("test"))
     again = repeated(request.pairs, request.repeats)
     chosen, by = _chosen(config, request, log, weeks, request.pairs - again)
@@ -95,14 +95,30 @@ def go_on(config_path: Path, name: str | None, files: Sequence[str]) -> str:
 
 
 def _chosen(config: Config, request: Request, log: Transitions, weeks: Weeks, n: int) -> tuple[NDArray[np.int64], str]:
-    asked = _asked(request, weeks)
-    if request.name is not None and store.versions(config.rewards_path, request.name):
-        version = config.learned.versions.get(request.name)
-        stored = store.read(config.rewards_path, request.name, version)
-        if stored.kind == "weights":
-            chosen = choose(known(stored, log.contract.rewards), weeks, asked, n, request.seed)
-            return chosen, f"what {stored.name} v{stored.version} leaves open"
-    return random_pairs(weeks, asked, n, np.random.default_rng(request.seed)), "chance"
+    asked, rng = _asked(request, weeks), np.random.default_rng(request.seed)
+    if request.name is None or not store.versions(config.rewards_path, request.name):
+        return random_pairs(weeks, asked, n, rng), "chance"
+    stored = store.read(config.rewards_path, request.name, config.learned.versions.get(request.name))
+    if stored.kind == "goal":
+        return random_pairs(weeks, asked, n, rng), f"chance, as {stored.name} is a goal and learned from no pairs"
+    return telling(stored, log, weeks, asked, n, rng), f"what {stored.name} v{stored.version} leaves open"
+
+
+def telling(
+    stored: store.Stored,
+    log: Transitions,
+    weeks: Weeks,
+    asked: NDArray[np.int64],
+    n: int,
+    rng: np.random.Generator,
+    candidates: int = CANDIDATES,
+) -> NDArray[np.int64]:
+    """[n, 2] new pairs that tell most: of `candidates`, where the ensemble of a learned reward disagrees."""
+    if stored.kind == "weights":
+        return choose(known(stored, log.contract.rewards), weeks, asked, n, int(rng.integers(2**31)), candidates)
+    pool = random_pairs(weeks, asked, max(n, candidates), rng, at_least=n)
+    returns = network.member_returns(stored, log, weeks)
+    return pool[np.argsort(-network.disagreement(returns, pool), kind="stable")[:n]]
 
 
 def _asked(request: Request, weeks: Weeks) -> NDArray[np.int64]:

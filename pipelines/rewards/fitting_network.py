@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from rich.table import Table
+
 from models.rewards import answers as told
 from models.rewards import network, store
 from models.rewards.store import Stored
@@ -26,13 +28,28 @@ def run_network(config: Config, name: str, files: Sequence[Path], untrusted: boo
         found = network.fit([(log, weeks)], told.read(files, untrusted), config.learned.network, config.seed)
         created = datetime.now(UTC).isoformat(timespec="seconds")
         facts = {**found.facts, "days": config.learned.days, "data_version": log.version, "created_at": created}
+        trial = Stored(name, 0, "network", facts, found.tensors)
+        facts["slopes"] = {key: list(each) for key, each in network.slopes(trial, log).items()}
         stored = store.add(config.rewards_path, name, "network", facts, found.tensors)
         result |= {"version": stored.version, "held_out": facts["held_out"], "accuracy": facts["accuracy"]}
-    accuracy = "unknown" if facts["accuracy"] is None else f"{facts['accuracy']:.1%}"
-    console.print(
-        f"{name} version {stored.version}, a network: {accuracy} of {facts['held_out']} held-out comparisons right, "
-        f"log loss {facts['log_loss']:.3f} (0.693 by chance)",
-        highlight=False,
-        soft_wrap=True,
-    )
+    for each in shown(stored):
+        console.print(each, highlight=False, soft_wrap=True)
     return stored
+
+
+def shown(stored: Stored) -> list[str | Table]:
+    """What a version of kind network is, for a terminal: held-out accuracy, calibration, and what a unit is worth."""
+    facts = stored.facts
+    accuracy = "unknown" if facts["accuracy"] is None else f"{facts['accuracy']:.1%}"
+    told = (
+        f"{stored.name} version {stored.version}, a network: {accuracy} of {facts['held_out']} held-out comparisons "
+        f"right, log loss {facts['log_loss']:.3f} (0.693 by chance)"
+    )
+    worth = Table("component", "one unit more is worth, log odds", "members from", "to")
+    for name, numbers in facts.get("slopes", {}).items():
+        worth.add_row(name, *(f"{number:+.3g}" for number in numbers))
+    calibrated = Table("P(left)", "held-out comparisons", "predicted", "observed")
+    for each in facts["calibration"]:
+        bounds = f"{each['low']:.1f} to {each['high']:.1f}"
+        calibrated.add_row(bounds, str(each["answers"]), f"{each['predicted']:.2f}", f"{each['observed']:.2f}")
+    return [told, worth, calibrated]

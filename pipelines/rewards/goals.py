@@ -53,7 +53,7 @@ def run_goal(config: Config, name: str) -> store.Stored:
     last = found[-1].classifier.stored(name)
     console.print(_rounds_table(facts))
     kept = {
-        "unit": UNITS["goal"],
+        "component_unit": UNITS["goal"],
         "settings": settings_of(settings),
         "successes": int(sets.success.sum()),
         "failures": int(sets.failure.sum()),

@@ -17,7 +17,7 @@ def shown(facts: Mapping[str, Any]) -> list[str]:
         f"{facts['answered']} of {facts['pairs']} pairs answered in both orders; {facts['conflicts']} change with the "
         f"order ({facts['first_shown_in_both']} name the week shown first both times, {facts['second_shown_in_both']} "
         f"the other); {facts['in_no_form']} answers in no form, {facts['given_up']} questions given up.",
-        f"{facts['calls']:,} calls and {facts['tokens']:,} tokens in all.",
+        f"{facts['calls']:,} calls and {facts['tokens']:,} tokens in all. Decided by {_principles(facts)}.",
     ]
     if "why" in found:
         lines.append(f"Flip rate and position bias are not known: {found['why']}")
@@ -26,6 +26,17 @@ def shown(facts: Mapping[str, Any]) -> list[str]:
     if agreed is not None and agreed["kappa"] is not None:
         lines.append(f"Of {agreed['pairs']} pairs that people answered too: Cohen's kappa {agreed['kappa']:.2f}.")
     return [*lines, f"{'Trusted' if facts['trusted'] else 'UNTRUSTED'}: {facts['why']}."]
+
+
+def _principles(facts: Mapping[str, Any]) -> str:
+    """How often each principle decided, the most frequent first."""
+    counts: Mapping[str, int] = facts["principles"]
+    said = [
+        f"{'no principle' if number == 'none' else f'principle {number}'} ({percent(count / sum(counts.values()))})"
+        for number, count in sorted(counts.items(), key=lambda each: -each[1])
+        if count
+    ]
+    return ", ".join(said) or "nothing"
 
 
 def _errors(found: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from models.rewards.answers import Pair
 from models.rewards.describe import in_words
 from models.rewards.judge.client import Client, key_from_environment
 from models.rewards.judge.fit import Judged, fit_judged
-from models.rewards.judge.judging import Opinion, Session, codes_of, draw_pairs, judge
+from models.rewards.judge.judging import Opinion, Session, codes_of, draw_pairs, judge, leverage
 from models.rewards.judge.prompt import Constitution, constitution
 from models.rewards.judge.settings import JudgeConfig
 from models.rewards.judge.transcript import Transcript
@@ -78,7 +78,7 @@ def run_judge(
     log = reading.logged(config)
     weeks = weeks_of(log, config.learned.days, log.split != SPLITS.index("test"))
     asked = _pairs_of(people, weeks)
-    drawn = draw_pairs(len(weeks.id), request.pairs, config.seed, without=asked)
+    drawn = draw_pairs(leverage(weeks.totals), request.pairs, config.seed, without=asked)
     path = config.rewards_path / request.name / TRANSCRIPT
     with Transcript(path) as kept, _progress(console, 2 * (len(asked) + len(drawn))) as progress:
         client = Client(settings, kept, key)
@@ -104,7 +104,7 @@ def run_judge(
     if given:
         facts["sha256"] = _write(request.out, given)
         write_json(answers.facts_path(request.out), facts)
-    if session.opinions:
+    if facts["answered"]:
         tell(facts)
     if session.stopped is not None:
         raise _with_progress(session.stopped, facts, request.out if given else None)

@@ -16,11 +16,9 @@ from models import artifact
 from models.contract import SPLITS
 from models.errors import InputError
 from models.rewards import answers as told
-from models.rewards import network, store
-from models.rewards.active import known
+from models.rewards import store
 from models.rewards.asking import with_repeats
-from models.rewards.preferences import choose, random_pairs
-from models.rewards.store import Stored
+from models.rewards.preferences import choose
 from models.rewards.weeks import Weeks, weeks_of
 from models.table import Transitions
 from pipelines import reading
@@ -28,6 +26,7 @@ from pipelines.config import Config
 from pipelines.jobs.judging import evaluate
 from pipelines.jobs.learning import train
 from pipelines.jobs.steps import policy_folder
+from pipelines.rewards.ask import telling
 from pipelines.rewards.fitting import run_fit
 from pipelines.rewards.fitting_network import run_network
 from pipelines.rewards.looping import AnswersNeeded, Loop
@@ -92,31 +91,14 @@ def chosen(
     if number == 1:
         return choose(None, weeks, np.zeros((0, 2), np.int64), wanted, int(rng.integers(2**31)))
     policy = QPolicy(artifact.load(policy_folder(config, config.gate.candidate)), config.gate.candidate)
-    weight = week_weights(log, weeks, policy)
+    # With the estimates of propensities that the log lacks; the rows are the same.
+    weight = week_weights(reading.transitions(config), weeks, policy)
     there = np.flatnonzero(weight > 0)
     size = min(POOL * wanted, len(there))
     mine = np.sort(rng.choice(there, size, replace=False, p=weight[there] / weight[there].sum()))
     few, asked = weeks.only(mine), _asked_before(loop, number, weeks, mine)
     stored = store.read(config.rewards_path, name, loop.round(number - 1)["fitted"]["version"])
-    return mine[_telling(config, stored, log, few, asked, wanted, rng)]
-
-
-def _telling(
-    config: Config,
-    stored: Stored,
-    log: Transitions,
-    few: Weeks,
-    asked: NDArray[np.int64],
-    wanted: int,
-    rng: np.random.Generator,
-) -> NDArray[np.int64]:
-    """Pairs of `few` weeks that an ensemble disagrees about."""
-    most = config.learned.loop.candidates
-    if stored.kind == "weights":
-        return choose(known(stored, log.contract.rewards), few, asked, wanted, int(rng.integers(2**31)), most)
-    pool = random_pairs(few, asked, max(wanted, most), rng, at_least=wanted)
-    returns = network.member_returns(stored, log, few)
-    return pool[np.argsort(-network.disagreement(returns, pool), kind="stable")[:wanted]]
+    return mine[telling(stored, log, few, asked, wanted, rng, config.learned.loop.candidates)]
 
 
 def _asked_before(loop: Loop, number: int, weeks: Weeks, mine: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,6 +1,5 @@
 """Rounds of the loop in a simulated world: a simulated rater answers, and every policy writes a log of its own."""
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,8 +11,7 @@ from models import artifact
 from models.contract import SPLITS
 from models.members import Learner
 from models.rewards import answers as told
-from models.rewards import network, store
-from models.rewards.answers import Pair
+from models.rewards import network, simulated, store
 from models.rewards.learned import with_components
 from models.rewards.logs import renamed, stacked
 from models.rewards.preferences import Fitted, choose, fit, random_pairs
@@ -40,7 +38,6 @@ from policies.simulator import simulate
 from policies.volume import Deployed
 
 TRUTH_SEED = 1_000_003
-RATER = "simulated"
 
 
 @dataclass(frozen=True)
@@ -70,6 +67,7 @@ class Simulated:
         self.name = name
         self.loop = loop
         self.settings = config.learned.loop
+        self.logs: list[Transitions] = []
 
     def round(self, number: int) -> None:
         """Ask about weeks of the newest log, fit, train, evaluate; and say what came out."""
@@ -79,19 +77,21 @@ class Simulated:
         found = self.loop.stage(number, "evaluated", lambda: self._evaluate(number))
         console.print(_line(number, found), markup=False, highlight=False, soft_wrap=True)
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - a loop lives as long as its command
-    def _logs(self, number: int) -> tuple[Transitions, ...]:
+    def _logs(self, number: int) -> list[Transitions]:
         """The logs of rounds 1 .. number: the first by the logging policy, each other by the policy of the one before,
         each of users of its own."""
-        before = self._logs(number - 1) if number > 1 else ()
+        while len(self.logs) < number:
+            self.logs.append(self._log(len(self.logs) + 1))
+        return self.logs[:number]
+
+    def _log(self, number: int) -> Transitions:
+        world = self.config.simulate
+        assert world is not None
         decide = None
         if number > 1:
             decide = state_decide(Exploring(self._policy(number - 1), self.settings.exploration), self.config)
-        world = self.config.simulate
-        assert world is not None
         plain = self.config.model_copy(update={"rewards": self.config.logged_rewards})
-        log = transitions_of(simulate(world, self.config.seed + number - 1, decide), plain)
-        return (*before, renamed(log, f"{number:03d}-"))
+        return renamed(transitions_of(simulate(world, self.config.seed + number - 1, decide), plain), f"{number:03d}-")
 
     def _table(self, number: int) -> tuple[Transitions, Weeks]:
         """All logs of a round and their user-weeks; those of the test split are kept for the evaluation."""
@@ -104,13 +104,8 @@ class Simulated:
         mine = weeks.only(newest)
         rng = np.random.default_rng([self.config.seed, number])
         pairs = self._chosen(number, table, weeks, mine, rng)
-        hidden = np.array([self.settings.rater.get(name, 0.0) for name in table.contract.rewards])
-        gap = (mine.totals[pairs[:, 0]] - mine.totals[pairs[:, 1]]) @ hidden
-        left = rng.random(len(pairs)) < 1 / (1 + np.exp(-gap))
-        said = [
-            Pair(str(mine.id[a]), str(mine.id[b]), "left" if chosen else "right", RATER)
-            for (a, b), chosen in zip(pairs, left, strict=True)
-        ]
+        of_week = simulated.utility(mine, table.contract.rewards, self.settings.rater)
+        said = simulated.answers(mine, pairs, of_week, rng)
         path = self.loop.folder / "answers" / f"round-{number:03d}.jsonl"
         told.write(path, said)
         return {"pairs": len(said), "file": path.name, "weeks": len(mine.id)}

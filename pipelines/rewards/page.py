@@ -105,7 +105,7 @@ def _week(table: Transitions, weeks: Weeks, place: int) -> View:
         }
         for name, total in zip(contract.rewards, weeks.totals[place], strict=True)
     ]
-    span = [counted(int(weeks.end[place] - weeks.first[place]), "decision"), counted(days, "day")]
+    span = [counted(int(weeks.end[place] - weeks.first[place]), "decision"), counted(round(days, 1), "day")]
     span += [] if clock is None else [f"from {clock.at(0)}"]
     return {
         "id": str(weeks.id[place]),

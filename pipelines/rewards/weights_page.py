@@ -10,6 +10,7 @@ from pipelines.jobs.steps import console
 from pipelines.report import environment
 from pipelines.report import svg as pictures
 from pipelines.report.text import MISSING, Range, fixed, metric_name, moment, percent, plain, short
+from pipelines.rewards.fitting_network import shown as network_shown
 from pipelines.rewards.judged_shown import version_shown
 from pipelines.rewards.weights_shown import ratio_texts, shown, weight_of
 
@@ -19,9 +20,14 @@ View = dict[str, Any]
 def run_report(config: Config, name: str, version: int | None) -> None:
     """Print what version `version` of `name` is (that of learned.versions, else the newest), and write its page.
 
-    Raises InputError as `store.read` does, and where it is not made of weights.
+    A network has no page: what is known of it is printed. Raises InputError as `store.read` does, and where it is
+    neither weights nor a network.
     """
     stored = store.read(config.rewards_path, name, version or config.learned.versions.get(name))
+    if stored.kind == "network":
+        for told in network_shown(stored):
+            console.print(told, highlight=False, soft_wrap=True)
+        return
     if stored.kind != "weights":
         raise InputError(f"{name} version {stored.version} is of kind {stored.kind}; this report is of weights.")
     title = f"{name} version {stored.version}"

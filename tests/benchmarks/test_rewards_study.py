@@ -10,10 +10,10 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from benchmarks.rewards import __main__ as study
-from benchmarks.rewards import rater
 from benchmarks.rewards.page import blocks
 from benchmarks.rewards.truth import HIDDEN, ratio
 from models.errors import InputError
+from models.rewards import simulated
 from models.rewards.weeks import weeks_of
 
 PAGE = Path(__file__).parents[2] / "docs"
@@ -116,9 +116,9 @@ def test_a_constant_share_is_known_exactly() -> None:
 def test_a_rater_answers_by_the_utility(table_of_weeks: Any) -> None:
     """Utility by hand; over many answers the share of `left` is sigma of the gap."""
     weeks = weeks_of(table_of_weeks)
-    of_week = rater.utility(weeks, ("value",), {"value": 0.5})
+    of_week = simulated.utility(weeks, ("value",), {"value": 0.5})
     assert of_week.tolist() == [3.5, 0.0]
-    said = rater.answers(weeks, np.tile([[0, 1]], (4000, 1)), of_week / 3.5, np.random.default_rng(0))
+    said = simulated.answers(weeks, np.tile([[0, 1]], (4000, 1)), of_week / 3.5, np.random.default_rng(0))
     share = np.mean([each.answer == "left" for each in said])
     # sigma(1) = 0.731, standard error 0.007.
     assert share == pytest.approx(0.731, abs=0.025)

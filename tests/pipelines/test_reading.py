@@ -1,6 +1,7 @@
 """Learned rewards from the configuration to every reader: no ETL makes them, everything after it has them."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from pipelines import simulate as lake
 from pipelines.config import Config, validate
 from pipelines.etl.flow import run_etl
 from pipelines.inprocess import transitions_of
-from pipelines.monitor import earnings
+from pipelines.monitor import earnings, shifts
 from pipelines.rewards.goals import run_goal
 from policies.simulator import simulate
 from tests.models.rewards.test_goal import linear
@@ -153,13 +154,25 @@ def test_a_sweep_over_learned_weights_is_checked_before_they_are_there(tmp_path:
         reading.learning(config)
 
 
+def test_training_streams_them(logged: Config, tmp_path: Path) -> None:
+    """A bucket after another: whatever passes through the buffer has the component too."""
+    train = replace(logged.learning, stream_rows=20_000, seeds=1, steps=130, learners={"ddqn_cql": 1.0})
+    config = logged.model_copy(update={"train": train, "run_dir": tmp_path})
+    shutil.copytree(logged.transitions_path, config.transitions_path)
+    rewarded(config)
+    jobs.train(config)
+    loaded = artifact.load(config.run_dir / "policies" / "ddqn_cql")
+    assert loaded.contract.rewards == config.contract.rewards
+    assert loaded.lineage["learned_versions"] == {"taste": 1, "wages": 1}
+
+
 def test_from_training_to_the_report_over_spark(spark: SparkSession, logged: Config) -> None:
     """The component's value is that of its parts, by every estimator and on every road; its version is written down."""
     gate = replace(logged.gate, metrics={**logged.gate.metrics, "taste": logged.gate.metrics["weekly_active_days"]})
     goal = {"success": ["visits_7d >= 2"], "rounds": 0, "steps": 50}
     rewards = [*REWARDS, "learned:great"]
     config = config_of(logged.run_dir.parent, rewards=rewards, learned={"goal": goal}).model_copy(update={"gate": gate})
-    great = run_goal(config, "great")
+    great, log = run_goal(config, "great"), reading.logged(config)
     with in_process(judged=True) as session:
         found = run_etl(session, config)
     jobs.steps.write_json(jobs.steps.step_path(config, "etl"), {**found, "seconds": 0.0})
@@ -172,9 +185,12 @@ def test_from_training_to_the_report_over_spark(spark: SparkSession, logged: Con
     assert loaded.contract.units["great"] == "goal-days"
     assert loaded.lineage["learned_versions"] == versions
     assert loaded.weights["taste"] == 0.1
+    reference = shifts.reference_of(config, loaded)
+    assert {"value_send_taste", "value_hold_great"} <= reference.bins[shifts.VALUES].keys()
+    told = jobs.explain(config, log.user_id[0], policy="ddqn_cql")
+    assert told["units"]["great"] == "goal-days"
     # A newer version does not slip in between training and evaluation.
     store.add(config.rewards_path, "taste", "weights", {"weights": {"clicks": -1.0}}, {})
-    log = reading.logged(config)
     goal_days = 7 * component(great, log).sum() / log.elapsed_days.sum()
     for by_spark in (True, False):
         estimates = jobs.evaluate(config, by_spark=by_spark)["evaluation"]["policies"]

@@ -424,3 +424,35 @@ def test_the_summary_is_left_as_it_was_and_the_page_is_the_same_again() -> None:
     before = copy.deepcopy(given)
     assert render(given) == render(given)
     assert given == before
+
+
+def test_a_learned_reward_stands_beside_what_was_written_by_hand():
+    found = summary()
+    assert "Learned reward" not in page_of("week")
+    found["verdict"]["learned_rewards"] = {
+        "liked": {
+            "kind": "network",
+            "version": 3,
+            "distance": {
+                "decisions": 1000,
+                "ess": 600.0,
+                "chi2": 0.67,
+                "kl": 0.2,
+                "outside": 0.25,
+                "learned_rows": 400,
+            },
+            "learned": {"estimate": 0.4, "low": 0.3, "high": 0.5},
+            "hand_written": {
+                "clicks": {"estimate": -0.02, "low": -0.03, "high": -0.01},
+                "written": {"estimate": None, "low": None, "high": None},
+            },
+        }
+    }
+    found["verdict"]["reasons"].append("Warning: learned:liked: the candidate gains, and clicks lose.")
+    page = render(found)
+    Tree(page)
+    text = text_of(page)
+    assert "Learned reward Liked, version 3 (network)" in text
+    assert "Liked (learned) +0.40 +0.30 to +0.50 Clicks −0.020 −0.030 to −0.010 Hand-written return –" in text
+    assert "worth 60% of their number to the candidate; 25% of its actions lie outside the 400 rows" in text
+    assert "Warning: learned:liked: the candidate gains" in text

@@ -10,6 +10,7 @@ import os
 import random
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -90,13 +91,21 @@ class Client:
     settings: JudgeConfig
     transcript: Transcript
     key: str = field(default="", repr=False)
-    sleep: Callable[[float], None] = time.sleep
+    sleep: Callable[[float], object] | None = None
+    """What waits before a retry; by default until `stop` at most."""
 
     def __post_init__(self) -> None:
+        self._stopped = threading.Event()
+        self._wait = self.sleep or self._stopped.wait
         self._lock = threading.Lock()
+        self._asking: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._calls = self.transcript.calls
         self._own = threading.local()
         self._random = random.Random()
+
+    def stop(self) -> None:
+        """Let no thread wait for another try: nobody needs the answer any more."""
+        self._stopped.set()
 
     def ask(self, messages: list[Message]) -> Reply:
         """The answer to `messages`, from the transcript where it is there.
@@ -106,9 +115,17 @@ class Client:
         """
         posted = body(self.settings, messages)
         name = key_of(posted)
-        known = self.transcript.answered.get(name)
-        if known is not None:
-            return Reply(known["content"], verdict(known["content"]), known.get("model"), cached=True)
+        with self._lock:
+            alone = self._asking[name]
+        # Two weeks may read the same, so that two threads have the same question: the second waits for the answer.
+        with alone:
+            known = self.transcript.answered.get(name)
+            if known is not None:
+                return Reply(known.content, verdict(known.content), known.model, cached=True)
+            return self._asked(name, posted)
+
+    def _asked(self, name: str, posted: dict[str, Any]) -> Reply:
+        """The answer after as many tries as it takes, or as are allowed."""
         for number in range(self.settings.retries + 1):
             found = self._kept(name, posted)
             if found.fault is None and found.content is not None:
@@ -122,9 +139,11 @@ class Client:
                 )
             if number < self.settings.retries:
                 drawn = min(LONGEST_BACKOFF, 2.0**number) * self._random.uniform(0.5, 1)
-                self.sleep(max(drawn, found.wait or 0.0))
+                self._wait(max(drawn, found.wait or 0.0))
+            if self._stopped.is_set():
+                break
         raise GaveUpError(
-            f"{self.settings.endpoint}: no answer in {self.settings.retries + 1} tries; the last: {found.fault}. Look "
+            f"{self.settings.endpoint}: no answer in {number + 1} tries; the last: {found.fault}. Look "
             "at learned.judge.url and the endpoint, then run it again: what was answered is kept."
         )
 

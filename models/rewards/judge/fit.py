@@ -8,6 +8,10 @@ P(says tie) = 1 - sigma(eta - t) - sigma(-eta - t)
 With t = 0, where nobody says tie, P(says A) = e + (1 - 2e) sigma(w.d + b): Bradley and Terry's preference, an answer
 turned round with probability e, and a bias b that adds to whatever is shown first. t >= 0 is Rao and Kupper's (1967)
 threshold, within which weeks are tied.
+
+Where a component seldom differs, the few answers about it may all name the same side, and its most likely weight is
+without bound. So every weight has the log-F(1, 1) prior of Greenland and Mansournia (2015), which counts as one more
+answer about a typical difference of that component, half of it for each side.
 """
 
 from dataclasses import dataclass
@@ -16,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import expit
+from scipy.special import expit, log_expit
 from threadpoolctl import threadpool_limits
 
 from models.errors import InputError
@@ -27,8 +31,8 @@ SAYS_A, SAYS_B, SAYS_TIE, NOTHING = 0, 1, 2, -1
 
 MOST_WRONG = 0.45
 """A judge that is wrong more often says next to nothing; above 1/2 it would be one of the opposite taste."""
-FARTHEST, WIDEST = 50.0, 20.0
-"""Bounds of a weight times its component's root mean square, of the bias and of the threshold."""
+WIDEST = 20.0
+"""Bound of the bias and of the threshold."""
 LEAST = 1e-12
 
 
@@ -67,7 +71,7 @@ def fit_judged(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Judged:
-    """The most likely w, b, e and t of P pairs, each asked in both orders, by the formula at the top of the file.
+    """The most likely w, b, e and t of P pairs, each asked in both orders, by what the top of the file says.
 
     `differences` [P, K]: totals of the left week minus those of the right one, raw units. `first` and `second` [P]:
     what was said with the left week shown as A, and with the right one shown as A; NOTHING where there was no answer.
@@ -83,22 +87,17 @@ def fit_judged(
     their intervals are wide; ratios of weights are not touched by it. e and 1 - e with -w and -b say the same: e is
     taken below 1/2.
 
-    Raises InputError where fewer pairs than weights were answered, a component never differs or is a sum of others,
-    only one kind of answer was given, or the answers are explained by weights without bound.
+    Raises InputError where fewer pairs than weights were answered, a component never differs or is a sum of others, or
+    only one kind of answer was given.
     """
     d, said, pair = _answers(differences, first, second)
     scale = _checked(d, said, pair)
-    free = _Free(d.shape[1], corrected, bool((said == SAYS_TIE).any()))
     d = d / scale
+    free = _Free(_typical(d), corrected, bool((said == SAYS_TIE).any()))
     # On a busy machine, products this small wait for their threads many times as long as they take.
     with threadpool_limits(limits=1):
-        found, likelihood = _fitted(d, said, np.ones(len(said)), free, free.start(d, said))
+        found = _fitted(d, said, np.ones(len(said)), free, free.start(d, said))
         drawn = _resampled(d, said, pair, free, found, resamples, seed)
-    if np.abs(found[: d.shape[1]]).max() > 0.99 * FARTHEST:
-        raise InputError(
-            "answers: some sum of the components explains every answer, so that weights have no upper bound; ask of "
-            "more pairs, of weeks that differ less."
-        )
     tail, k = (1 - confidence) / 2, d.shape[1]
     low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
     return Judged(
@@ -111,7 +110,7 @@ def fit_judged(
         wrong=float(found[k + 1]),
         wrong_interval=(float(low[k + 1]), float(high[k + 1])),
         threshold=float(found[k + 2]),
-        log_likelihood=likelihood,
+        log_likelihood=-len(said) * _loss(found, d, said, np.ones(len(said)))[0],
         pairs=len(np.unique(pair)),
         answers=len(said),
     )
@@ -152,10 +151,11 @@ def _checked(d: Floats, said: Codes, pair: NDArray[np.int64]) -> Floats:
 class _Free:
     """Which parameters move, and within what: w [K], b, e, t."""
 
-    def __init__(self, k: int, corrected: bool, ties: bool) -> None:
-        self.k = k
+    def __init__(self, typical: Floats, corrected: bool, ties: bool) -> None:
+        self.typical, self.k = typical, len(typical)
+        """[K] what a component differs by where it does: the unit of its weight's prior."""
         self.bounds = [
-            *[(-FARTHEST, FARTHEST)] * k,
+            *[(None, None)] * self.k,
             (-WIDEST, WIDEST) if corrected else (0.0, 0.0),
             (0.0, MOST_WRONG) if corrected else (0.0, 0.0),
             (0.0, WIDEST) if ties else (0.0, 0.0),
@@ -164,22 +164,42 @@ class _Free:
 
     def start(self, d: Floats, said: Codes) -> Floats:
         """The fit without correction, which has no other optimum."""
-        plain = _Free(self.k, False, self.ties)
+        plain = _Free(self.typical, False, self.ties)
         zero = np.zeros(self.k + 3)
         zero[-1] = 0.5 if self.ties else 0.0
         if not self.corrected:
             return zero
-        found, _ = _fitted(d, said, np.ones(len(said)), plain, zero)
+        found = _fitted(d, said, np.ones(len(said)), plain, zero)
         found[self.k + 1] = 0.1
         return found
 
 
-def _fitted(d: Floats, said: Codes, weight: Floats, free: _Free, start: Floats) -> tuple[Floats, float]:
-    """The most likely parameters of answers that count `weight` [M] times, and their log likelihood."""
+def _typical(d: Floats) -> Floats:
+    """[K] root mean square of each component over the answers in which it differs."""
+    found: Floats = np.sqrt((d**2).sum(axis=0) / (d != 0).sum(axis=0))
+    return found
+
+
+def _fitted(d: Floats, said: Codes, weight: Floats, free: _Free, start: Floats) -> Floats:
+    """The most likely parameters of answers that count `weight` [M] times, the prior once."""
     found: Any = minimize(
-        _loss, start, args=(d, said, weight), jac=True, method="L-BFGS-B", bounds=free.bounds, options={"maxiter": 500}
+        _penalised,
+        start,
+        args=(d, said, weight, free.typical),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=free.bounds,
+        options={"maxiter": 500},
     )
-    return np.asarray(found.x, dtype=np.float64), -float(found.fun) * float(weight.sum())
+    return np.asarray(found.x, dtype=np.float64)
+
+
+def _penalised(theta: Floats, d: Floats, said: Codes, weight: Floats, typical: Floats) -> tuple[float, Floats]:
+    """The loss with -log of the prior: -(log sigma(u) + log sigma(-u)) / 2 of each weight, u = w x typical."""
+    loss, gradient = _loss(theta, d, said, weight)
+    u, share = theta[: len(typical)] * typical, 1 / weight.sum()
+    gradient[: len(typical)] += share * typical * (expit(u) - 0.5)
+    return loss - share * float((log_expit(u) + log_expit(-u)).sum()) / 2, gradient
 
 
 def _loss(theta: Floats, d: Floats, said: Codes, weight: Floats) -> tuple[float, Floats]:
@@ -214,5 +234,5 @@ def _resampled(
     drawn = np.empty((resamples, len(start)))
     for row in range(resamples):
         times = np.bincount(rng.integers(len(pairs), size=len(pairs)), minlength=len(pairs))[place]
-        drawn[row] = _fitted(d, said, times.astype(np.float64), free, start)[0]
+        drawn[row] = _fitted(d, said, times.astype(np.float64), free, start)
     return drawn

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from models.errors import InputError, TactfulError
 from models.rewards.answers import Pair, Side
 from models.rewards.judge.client import Client, GaveUpError, OutOfBudgetError, Reply
-from models.rewards.judge.fit import NOTHING, SAYS_A, SAYS_B, SAYS_TIE, Codes
+from models.rewards.judge.fit import NOTHING, SAYS_A, SAYS_B, SAYS_TIE, Codes, Floats
 from models.rewards.judge.parsing import Said
 from models.rewards.judge.prompt import Constitution, again, question
 
+SMALLEST = 1e-9
+"""Spread of a component, against its size, below which it does not vary."""
 GIVEN_UP, IN_NO_FORM = 3, 20
 """Questions in a row after which the endpoint is taken to be down, or the model to be none that keeps to a form."""
 NAMED: dict[int, dict[Said, Side]] = {
@@ -103,21 +105,39 @@ def codes_of(opinions: Sequence[Opinion]) -> tuple[NDArray[np.int64], NDArray[np
     return left, right, first, second
 
 
-def draw_pairs(weeks: int, count: int, seed: int, without: Sequence[tuple[int, int]] = ()) -> list[tuple[int, int]]:
-    """`count` pairs of places below `weeks`, none twice in any order; more are the same ones and others after them.
+def leverage(totals: Floats) -> Floats:
+    """[W] chance of each week to be drawn, by its totals [W, K]: half of it equal, half in proportion to its leverage.
 
-    Raises InputError where there are not so many pairs.
+    Leverage is (x - mean)' S^-1 (x - mean), S the covariance of the totals: what such a week tells of the weights of a
+    linear fit (Ma, Mahoney and Yu 2015 draw by it). A week with a rare event has much, so that the weight of what one
+    user in fifty does rests on more pairs than one in twenty-five.
     """
-    taken = {frozenset(each) for each in without}
+    spread = totals.std(axis=0)
+    varies = spread > SMALLEST * (1 + np.abs(totals).max(axis=0))
+    z = np.where(varies, (totals - totals.mean(axis=0)) / np.where(varies, spread, 1.0), 0.0)
+    found = np.einsum("wi,ij,wj->w", z, np.linalg.pinv(z.T @ z, rcond=SMALLEST), z)
+    equal = np.full(len(totals), 1 / len(totals))
+    return (equal + found / found.sum()) / 2 if found.sum() > 0 else equal
+
+
+def draw_pairs(chance: Floats, count: int, seed: int, without: Sequence[tuple[int, int]] = ()) -> list[tuple[int, int]]:
+    """`count` pairs of places, none twice in any order; more are the same ones and others after them.
+
+    One week of each is drawn by `chance` [W], the other one evenly, and sides by chance. Raises InputError where there
+    are not so many pairs.
+    """
+    weeks, taken = len(chance), {frozenset(each) for each in without}
     there = weeks * (weeks - 1) // 2 - len(taken)
     if not 1 <= count <= there:
         raise InputError(f"--pairs {count}: {weeks} user-weeks make {max(there, 0)} pairs; ask for 1 to as many.")
-    rng, found = np.random.default_rng(seed), list[tuple[int, int]]()
+    rng, found, up_to = np.random.default_rng(seed), list[tuple[int, int]](), np.cumsum(chance) / chance.sum()
     while len(found) < count:
-        left, right = (int(each) for each in rng.integers(weeks, size=2))
-        if left != right and frozenset((left, right)) not in taken:
-            taken.add(frozenset((left, right)))
-            found.append((left, right))
+        by_chance = int(np.searchsorted(up_to, rng.random(), side="right"))
+        pair = (by_chance, int(rng.integers(weeks)))
+        turned = rng.random() < 0.5
+        if pair[0] != pair[1] and frozenset(pair) not in taken:
+            taken.add(frozenset(pair))
+            found.append(pair[::-1] if turned else pair)
     return found
 
 
@@ -183,8 +203,11 @@ def _in_order(
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        finally:
+        except BaseException:
+            # Of an interrupt or a caller who leaves: what waits for another try is not waited for.
+            client.stop()
             pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _hear(client: Client, principles: Constitution, asked: list[dict[str, str]]) -> Heard | TactfulError:

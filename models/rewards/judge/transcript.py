@@ -18,6 +18,7 @@ import fcntl
 import hashlib
 import json
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,6 +29,14 @@ from models.errors import InputError, TransientError
 def key_of(body: dict[str, Any]) -> str:
     """Name of a question: SHA-256 of all that is posted: model, temperature, messages and the rest."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a model said to a question, and which one says that it did."""
+
+    content: str
+    model: str | None
 
 
 class Transcript:
@@ -42,8 +51,8 @@ class Transcript:
         self.path = path
         self.calls = self.tokens = 0
         """Of all lines, those of earlier runs too."""
-        self.answered: dict[str, dict[str, Any]] = {}
-        """The line that answers each question, by its key."""
+        self.answered: dict[str, Answered] = {}
+        """By the key of the question."""
         self._lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,4 +97,4 @@ class Transcript:
         self.calls += 1
         self.tokens += tokens
         if content is not None and line.get("fault") is None:
-            self.answered[key] = line
+            self.answered[key] = Answered(content, line.get("model"))

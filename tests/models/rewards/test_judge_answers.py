@@ -7,10 +7,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from models.errors import InputError
-from models.rewards.judge.judging import Heard, Opinion, draw_pairs
+from models.rewards.judge.judging import Heard, Opinion, draw_pairs, leverage
 from models.rewards.judge.parsing import verdict
 from models.rewards.judge.prompt import SYSTEM, Constitution, again, constitution, harmless, question
 from tests.models.rewards.openai_server import FAULTS, PROSE, answer, shown
@@ -202,25 +203,48 @@ def test_only_what_both_orders_say_is_an_answer(first: Any, second: Any, tied: A
 
 
 def test_pairs_are_different_and_more_of_them_begin_with_the_same() -> None:
-    found = draw_pairs(30, 200, seed=1)
+    even = np.ones(30)
+    found = draw_pairs(even, 200, seed=1)
     assert len({frozenset(each) for each in found}) == 200
     assert all(0 <= left < 30 and 0 <= right < 30 and left != right for left, right in found)
-    assert draw_pairs(30, 50, seed=1) == found[:50]
-    assert draw_pairs(30, 50, seed=2) != found[:50]
+    assert draw_pairs(even, 50, seed=1) == found[:50]
+    assert draw_pairs(even, 50, seed=2) != found[:50]
     sides = Counter(left < right for left, right in found)
     assert 70 < sides[True] < 130
 
 
 def test_all_pairs_but_those_of_people_can_be_asked() -> None:
-    found = draw_pairs(4, 4, seed=0, without=[(0, 1), (3, 2)])
+    found = draw_pairs(np.ones(4), 4, seed=0, without=[(0, 1), (3, 2)])
     wanted = {frozenset(each) for each in itertools.combinations(range(4), 2)} - {frozenset((0, 1)), frozenset((2, 3))}
     assert {frozenset(each) for each in found} == wanted
+
+
+def test_one_week_of_a_pair_is_drawn_by_chance_and_the_other_evenly() -> None:
+    """Week 0 in three quarters of the draws, or as the other week; a week and itself are no pair."""
+    chance = np.array([0.75, *np.full(99, 0.25 / 99)])
+    pairs = [draw_pairs(chance, 1, seed)[0] for seed in range(2000)]
+    holds = np.mean([0 in pair for pair in pairs])
+    first = 0.75 * 0.99 + 0.25 * 0.01
+    assert abs(holds - first / (1 - 0.01)) < 4 * np.sqrt(0.25 / 2000)
+    assert abs(np.mean([pair[0] == 0 for pair in pairs]) - holds / 2) < 4 * np.sqrt(0.25 / 2000)
+
+
+def test_leverage_is_a_second_ways() -> None:
+    """By the hat matrix of a linear fit with an intercept: h_i - 1/W is (x - mean)' S^-1 (x - mean) / (W - 1)."""
+    rng = np.random.default_rng(0)
+    totals = np.column_stack([rng.normal(size=(50, 2)) @ [[3.0, 1.0], [0.0, 0.1]], np.arange(50) == 7, np.ones(50)])
+    x = np.column_stack([np.ones(50), totals[:, :3]])
+    hat = np.diag(x @ np.linalg.inv(x.T @ x) @ x.T) - 1 / 50
+    np.testing.assert_allclose(leverage(totals), (1 / 50 + hat / hat.sum()) / 2)
+    # The one week with the rare event is drawn by more than a sixth, by itself a share of 1/3 of one half.
+    assert leverage(totals)[7] > 1 / 6
+    np.testing.assert_allclose(leverage(np.ones((4, 2))), 0.25)
 
 
 @pytest.mark.parametrize(("weeks", "count"), [(4, 7), (1, 1), (4, 0)])
 def test_pairs_that_are_not_there(weeks: int, count: int) -> None:
     with pytest.raises(InputError, match=f"--pairs {count}: {weeks} user-weeks make"):
-        draw_pairs(weeks, count, seed=0)
+        draw_pairs(np.ones(weeks), count, seed=0)
 
 
 def test_the_server_names_each_of_its_faults_once() -> None:

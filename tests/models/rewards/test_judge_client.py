@@ -279,6 +279,16 @@ def test_what_an_endpoint_does_not_charge_for_is_estimated(server: Server, tmp_p
     assert asker.lines()[0]["tokens"] == (12 + len(answer("A"))) // 3 == asker.kept.tokens
 
 
+@pytest.mark.parametrize(("kind", "found"), [("fenced", "A"), ("prose", None)])
+def test_an_answer_in_another_form_is_read_or_not(kind: str, found: str | None, server: Server, tmp_path: Path) -> None:
+    server.fault = broken(kind)
+    asker = Asker(server, tmp_path)
+    said = asker.ask().verdict
+    assert (said.answer if said else None) == found
+    assert len(server.requests) == 1
+    assert (asker.lines()[0]["verdict"] is None) == (found is None)
+
+
 def test_another_model_is_named(server: Server, tmp_path: Path) -> None:
     server.fault = broken("other-model")
     assert Asker(server, tmp_path).ask().model == "another-1"
@@ -397,6 +407,14 @@ def test_several_at_a_time_find_what_one_finds(tmp_path: Path) -> None:
     assert [each.answer("tie") for each in alone.opinions] == ["right"] * 19 + ["left"]
 
 
+def test_weeks_that_read_the_same_are_asked_about_once(tmp_path: Path) -> None:
+    with Server(say_by_length, seconds=0.01) as server, Transcript(tmp_path / "judge.jsonl") as kept:
+        client = Client(settings(server.url, concurrency=8), kept)
+        found = judge(client, PRINCIPLES, PAIRS, lambda place: "x" * (place % 2))
+    assert len(server.requests) == 2, "short against long, and long against short"
+    assert [each.answer("tie") for each in found.opinions] == ["right", "left"] * 10
+
+
 def test_prose_is_asked_again_once_and_then_no_answer(tmp_path: Path) -> None:
     def fault(number: int, messages: Messages) -> str | None:
         first, stubborn = len(messages) == 2, len(shown(messages)[0]) == 1
@@ -443,6 +461,25 @@ def test_an_endpoint_that_goes_down_stops_the_run_and_keeps_what_it_said(tmp_pat
     assert [each.complete for each in found.opinions][:5] == [True] * 5
     # Three questions given up, with two retries each, and the one that was under way.
     assert len(server.requests) <= 10 + 4 * 3
+
+
+def test_whoever_leaves_does_not_wait_for_retries(tmp_path: Path) -> None:
+    """A run that is interrupted ends soon, though others are to be tried again in minutes."""
+
+    def interrupted(done: int) -> None:
+        raise KeyboardInterrupt
+
+    def fault(number: int, messages: Messages) -> str | None:
+        return "429" if number > 0 else None
+
+    with Server(say_by_length, fault, retry_after=200.0) as server, Transcript(tmp_path / "judge.jsonl") as kept:
+        client = Client(settings(server.url, concurrency=4), kept)
+        started = time.perf_counter()
+        with pytest.raises(KeyboardInterrupt):
+            judge(client, PRINCIPLES, PAIRS, lambda place: "x" * (place + 1), interrupted)
+        assert time.perf_counter() - started < 100
+    with Transcript(tmp_path / "judge.jsonl") as kept:
+        assert len(kept.answered) == 1
 
 
 def test_a_refused_key_stops_at_once(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_the_fingerprint_is_of_the_log_and_of_what_the_reward_is(log: Transition
 
 
 def test_a_unit_of_its_own_is_kept(log: Transitions, tmp_path: Path) -> None:
-    stored = taste(tmp_path, unit="happy days")
+    stored = taste(tmp_path, component_unit="happy days", units={"r0": ""})
     assert LearnedRewards(log.contract, ("r0", "taste", "r1"), (stored,)).contract.units == {"taste": "happy days"}
 
 

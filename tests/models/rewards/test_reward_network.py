@@ -149,6 +149,30 @@ def test_a_calibration_table_counts_every_held_out_comparison(learned):
     assert sum(each["answers"] for each in stored.facts["calibration"]) == stored.facts["held_out"] == 80
 
 
+def test_slopes_of_a_linear_network_are_its_weights(table_of):
+    """r = 2 r0 / sd - Delta / sd in standardised inputs and sigma = 0.5: 1 a unit of r0's sd, over sd = 4."""
+    table = log(table_of, users=10)
+    inputs = 2 + 2 + 3
+    std = torch.ones(inputs)
+    std[4] = 4.0
+    net = initial([1], (6,), torch.zeros(inputs), std, torch.zeros(1), torch.ones(1), 1)
+    network.from_weights(net, 3).requires_grad_(False)
+    net.weights[-1][0, :2, 0] = torch.tensor([2.0, -2.0])
+    facts = {
+        "rewards": ["r0", "r1"],
+        "features": ["f0", "f1"],
+        "actions": ["hold", "send"],
+        "sigma": [0.5],
+        "level": [0.0],
+    }
+    stored = network.Stored("liked", 1, "network", facts, dict(net.state_dict()))
+    positive = replace(table, reward=table.reward + 0.1)
+    assert network.slopes(stored, positive) == {
+        "r0": pytest.approx((0.25, 0.25, 0.25)),
+        "r1": pytest.approx((0.0, 0.0, 0.0)),
+    }
+
+
 def test_disagreement_by_hand():
     """Members say sigma(0) = 0.5 and sigma(ln 3) = 0.75: variance 0.125^2; of equal members none."""
     returns = np.array([[0.0, 0.0, 1.0], [math.log(3), 0.0, 1.0 + math.log(3)]])

@@ -10,12 +10,13 @@ from typer.testing import CliRunner
 
 from models import table
 from models.errors import InputError
-from models.rewards import answers
+from models.rewards import answers, network, store
 from models.rewards.asking import repeated, with_repeats
 from models.rewards.weeks import Weeks, weeks_of
 from pipelines.cli import app
 from pipelines.rewards.ask import Request, ask
 from pipelines.rewards.fitting import run_fit
+from pipelines.rewards.fitting_network import run_network
 from pipelines.rewards.page import page_data
 from tests.pipelines.rewards.simulated import ROOT, demo, log
 
@@ -114,6 +115,31 @@ def test_once_fitted_the_pairs_are_those_that_tell_most(tmp_path: Path) -> None:
 
     assert information(tmp_path / "next") > 2 * information(tmp_path / "chance")
     assert not unordered(ids(tmp_path / "next")) & unordered(ids(tmp_path / "first"))
+
+
+def test_of_a_network_the_pairs_are_those_its_members_disagree_about(tmp_path: Path) -> None:
+    config, weeks = demo(tmp_path, **{"learned.network.steps": "60"}), weeks_of(log())
+    ask(config, Request(60, "ann", tmp_path / "first", repeats=0.0), CONFIG)
+    said = answer(tmp_path / "first.jsonl", weeks, ids(tmp_path / "first"))
+    stored = run_network(config, "felt", [said])
+
+    chosen = ask(config, Request(10, "ann", tmp_path / "next", "felt", [said], 0.0), CONFIG)
+    ask(config, Request(10, "ann", tmp_path / "chance", None, [said], 0.0), CONFIG)
+
+    assert chosen.by == "what felt v1 leaves open"
+    returns = network.member_returns(stored, log(), weeks)
+
+    def doubt(path: Path) -> float:
+        pairs = np.column_stack([weeks.places(list(side)) for side in zip(*ids(path), strict=True)])
+        return float(network.disagreement(returns, pairs).min())
+
+    assert doubt(tmp_path / "next") > doubt(tmp_path / "chance")
+
+
+def test_a_goal_is_learned_from_no_pairs_and_leaves_them_to_chance(tmp_path: Path) -> None:
+    store.add(tmp_path / "rewards", "around", "goal", {}, {})
+    asked = ask(demo(tmp_path), Request(5, "ann", tmp_path / "a", "around"), CONFIG)
+    assert asked.by == "chance, as around is a goal and learned from no pairs"
 
 
 def test_no_pair_is_asked_again_until_none_is_left(tmp_path: Path) -> None:

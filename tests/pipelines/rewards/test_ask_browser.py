@@ -171,6 +171,48 @@ def test_space_presses_the_button_that_has_the_focus(page: Page, tmp_path: Path,
     assert page.evaluate(SAID) == "A tie."
 
 
+DRAWN = """
+JSON.stringify(Object.fromEntries(['left', 'right'].map((side) => {
+  const box = document.getElementById(side + '-timeline');
+  const rows = [...box.querySelectorAll('.row > svg')];
+  const at = (e) => 24 * rows.indexOf(e.closest('.row > svg')) + 0.24 * parseFloat(e.getAttribute('cx'));
+  const count = (what) => box.querySelectorAll(what).length;
+  return [side, {
+    sent: [...box.querySelectorAll('.sent')].map(at), clicked: count('.sent.clicked'), late: count('.late'),
+    ended: count('.ended'),
+  }];
+})))
+"""
+"""Of each side: hours of the sends since the first row's midnight, and how many signs of each kind."""
+
+
+def test_what_is_drawn_is_what_happened(page: Page, tmp_path: Path, weeks: Weeks) -> None:
+    """Against the table, by its own columns: hours of the clock from the state, clicks and switching off by row."""
+    table, asked = log(), questions(weeks, 40, seed=16)
+    rewards, features = table.contract.rewards, table.contract.features
+    page.open(written(tmp_path, table, asked), 1280)
+    ended = 0
+    for each in asked:
+        drawn = json.loads(page.evaluate(DRAWN))
+        for side, place in (("left", each.left), ("right", each.right)):
+            rows = np.arange(weeks.first[place], weeks.end[place])
+            sine, cosine = (table.state[rows, features.index(f"hour_{part}")] for part in ("sin", "cos"))
+            hour = np.arctan2(sine, cosine) / (2 * np.pi) % 1 * 24
+            since = (table.decided_at[rows] - table.decided_at[rows[0]]) / 3.6e9
+            clicks, disables = (table.reward[rows, rewards.index(name)] for name in ("clicks", "disables"))
+            sent = table.action[rows] == 1
+            # Minutes of the decisions, and seconds of the clock at the start, are rounded; no clock changed in January.
+            first = (hour[0] - (table.decided_at[rows[0]] - weeks.start[place]) / 3.6e9) % 24
+            into = (table.decided_at[rows[0]] - weeks.start[place]) / 3.6e9
+            assert drawn[side]["sent"] == pytest.approx((first + into + since)[sent], abs=0.02)
+            assert drawn[side]["clicked"] == (clicks[sent] > 0).sum()
+            assert drawn[side]["late"] == (clicks[~sent] > 0).sum()
+            assert drawn[side]["ended"] == ((disables > 0) | table.terminal[rows]).sum()
+            ended += drawn[side]["ended"]
+        page.press("ArrowRight")
+    assert ended > 0, "nobody switched off in these weeks"
+
+
 @pytest.mark.parametrize("width", [1280, 360])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_everything_fits_and_can_be_read(page: Page, tmp_path: Path, weeks: Weeks, width: int, scheme: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 from scipy.special import expit
 from typer.testing import CliRunner
 
+from models import table
 from models.errors import InputError
 from models.rewards import store
 from models.rewards.answers import Answers, Pair, Ranking, write
@@ -73,7 +74,7 @@ def facts_of_all() -> dict[str, Any]:
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The answers as two files; the log is what training would read."""
-    monkeypatch.setattr(fitting, "transitions_to_train", lambda config: log())
+    monkeypatch.setattr(table, "read", lambda *_, **__: log())
     paths = [tmp_path / "ann.jsonl", tmp_path / "others.jsonl"]
     for path, each in zip(paths, answers(), strict=True):
         write(path, each.pairs)

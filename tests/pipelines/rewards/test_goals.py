@@ -49,7 +49,7 @@ def test_a_version_says_what_it_was_learned_from(folder: Path, name: str, goal: 
     run_goal(config, name)
     kept = store.read(config.rewards_path, name)
     facts, log = kept.facts, reading.logged(config)
-    assert (kept.kind, facts["unit"], facts["fingerprint"]) == ("goal", "goal-days", log.fingerprint)
+    assert (kept.kind, facts["component_unit"], facts["fingerprint"]) == ("goal", "goal-days", log.fingerprint)
     assert facts["features"] == list(log.contract.features)
     assert facts["settings"]["steps"] == 60
     assert [each["round"] for each in facts["rounds"]] == [0, 1]

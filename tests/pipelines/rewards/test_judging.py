@@ -95,7 +95,7 @@ class Opinionated:
         """What Ann says of other pairs, without noise."""
         utility = list(self.known.values())
         ids = self.weeks.id
-        drawn = draw_pairs(len(ids), count, seed)
+        drawn = draw_pairs(np.ones(len(ids)), count, seed)
         assert len(utility) == len(ids), "no two weeks have the same words"
         return [Pair(ids[i], ids[j], "left" if utility[i] > utility[j] else "right", "ann") for i, j in drawn]
 

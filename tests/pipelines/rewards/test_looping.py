@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.table import Table
 
 from models.errors import InputError
 from models.rewards import answers as told
 from models.rewards import store
+from models.rewards.learned import with_components
 from models.rewards.logs import renamed, stacked
 from models.rewards.weeks import Weeks, weeks_of
 from models.table import Transitions
@@ -20,7 +22,8 @@ from pipelines import simulate as lake
 from pipelines.config import Config, validate
 from pipelines.etl.flow import run_etl
 from pipelines.inprocess import transitions_of
-from pipelines.rewards import loop_asked, watching
+from pipelines.rewards import loop_asked, watching, weights_page
+from pipelines.rewards.fitting_network import run_network, shown
 from pipelines.rewards.loop_simulated import Simulated
 from pipelines.rewards.looping import AnswersNeeded, run_loop
 from policies.hacking import WRITTEN
@@ -151,6 +154,22 @@ def test_a_log_waits_for_a_person_and_goes_on(logged: Config) -> None:
     assert (told_of["kind"], told_of["version"]) == ("weights", 1)
     assert told_of["distance"]["outside"] is not None
     assert set(told_of["hand_written"]) == {"weekly_active_days", "sends", WRITTEN}
+
+
+def test_a_network_is_learned_and_shown_by_the_commands(logged: Config, tmp_path: Path) -> None:
+    answered(logged, 9)
+    file = logged.rewards_path / "liked" / "answers" / "round-009.jsonl"
+    stored = run_network(logged, "net", [file])
+    assert store.read(logged.rewards_path, "net").facts == json.loads(json.dumps(stored.facts))
+    line, worth, calibrated = shown(stored)
+    assert str(line).startswith("net version 1, a network: ")
+    assert isinstance(worth, Table)
+    assert worth.row_count == len(logged.rewards)
+    assert isinstance(calibrated, Table)
+    weights_page.run_report(logged, "net", None)
+    # As the objective of a policy: one more component of the log.
+    there = with_components(reading.logged(logged), [stored])
+    assert there.reward[~there.warm_up, -1].std() == pytest.approx(1, abs=1e-3)
 
 
 class Sends:

@@ -1,4 +1,4 @@
-"""A simulated rater: a hidden utility of user-weeks, and noisy answers by it."""
+"""A simulated rater: a hidden utility of user-weeks, and noisy answers by it, P(A > B) = sigma(u(A) - u(B))."""
 
 from collections.abc import Mapping, Sequence
 
