@@ -45,9 +45,10 @@ from policies.base import Policy
 from policies.simulator import Decide, compared, simulate, user_totals
 
 HIDDEN = {"clicks": 3.0, "visits": 0.1, "weekly_active_days": 0.5, "sends": -0.2, "disables": -3.0}
-"""The rater's utility per raw unit, on the scale of the rater's own noise. Chosen, before any reward was learned, as
-one under which the policy learned from it gains clearly and sends about half of what the log did: where never sending
-is best, nearly any weights find it."""
+"""The rater's utility per raw unit, on the scale of the rater's own noise: one under which the policy learned from it
+gains clearly and sends about half of what the log did. Where never sending is best, nearly any weights find it. It was
+settled, like the learner and the network's defaults, after runs of this part on seeds 40,000 to 40,009 were seen; the
+seeds here are others."""
 CONFIG = Path("configs/improves.toml")
 BAR = 0.8
 SHOWING = ("rewards.__main__", "rewards.page")
@@ -58,7 +59,7 @@ LEARNER, LEARNERS = Learner(alpha=0.1), 2
 """Double DQN with a little of the CQL penalty: a single Double DQN falls silent on some seeds, whatever its reward."""
 TRUTH, WEIGHTS, NETWORK = "truth", "weights", "network"
 FORMS = (WEIGHTS, NETWORK)
-SEED, TRUTH_SEED = 40_000, 1_000_003
+SEED, TRUTH_SEED = 70_000, 1_000_003
 
 
 @dataclass(frozen=True)
