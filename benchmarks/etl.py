@@ -34,9 +34,10 @@ from rich.table import Table
 from benchmarks.etl_duckdb import run_duckdb
 from benchmarks.etl_equal import differences
 from benchmarks.etl_log import LogConfig, write_log
-from pipelines.config import STATE_FEATURES, Config, validate
+from pipelines.config import Config, validate
 from pipelines.etl.features import DAY
 from pipelines.etl.flow import run_etl
+from pipelines.sections import STATE_FEATURES
 from pipelines.session import spark_session
 
 Report = dict[str, Any]

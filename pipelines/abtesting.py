@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 
 from models.errors import InputError
 from models.table import Shards
-from pipelines.config import Config, suggest
+from pipelines.config import Config
 from pipelines.etl.plans import moment, text_of
 from pipelines.reading import shards as shards_of
+from pipelines.sections import suggest
 from policies.abtest.config import AbtestConfig
 from policies.abtest.plan import plan
 from policies.abtest.predicted import against_prediction

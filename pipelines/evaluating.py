@@ -9,9 +9,10 @@ from pyspark.sql import functions as F
 
 from models.contract import HOLD
 from models.errors import InputError
-from pipelines.config import Config, Dataset
+from pipelines.config import Config
 from pipelines.etl.schemas import DECISIONS, NUMBER, TEXT, TEXTS, Wanted
 from pipelines.etl.sources import open_dataset
+from pipelines.sections import Dataset
 from policies.base import Booleans, Policy
 from policies.baselines import Always, Never
 from policies.named import NamedPolicy, Recorded, plain, recorded

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from models.errors import InputError
 from models.table import Transitions, from_rows
-from pipelines.config import Config, Dataset
+from pipelines.config import Config
 from pipelines.etl.arrivals import arrivals_of
 from pipelines.etl.files import is_plain
 from pipelines.etl.history import mark
@@ -16,6 +16,7 @@ from pipelines.etl.schemas import NAMES, TIME, USERS, Wanted, raw_schema, wanted
 from pipelines.etl.transitions import transitions
 from pipelines.etl.window import open_window
 from pipelines.reading import learned_rewards
+from pipelines.sections import Dataset
 from pipelines.simulate import check_features, tables
 from policies.simulator import Log
 

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import Config, Dataset
+from pipelines.config import Config
 from pipelines.etl import files
 from pipelines.etl.schemas import NAMES, Days, days_of
+from pipelines.sections import Dataset
 from pipelines.vacuum import MANIFESTS
 
 TAIL = 1 << 16

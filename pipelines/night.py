@@ -22,7 +22,7 @@ from pyspark.sql import functions as F
 from models import artifact
 from models.errors import InputError, TransientError
 from pipelines import freeze, manifest
-from pipelines.config import FALLBACK_LOGGING, Config
+from pipelines.config import Config
 from pipelines.erase import forgotten
 from pipelines.etl import store
 from pipelines.etl.features import HOUR
@@ -35,6 +35,7 @@ from pipelines.lookback import Lookback, look_back
 from pipelines.passes import Passes
 from pipelines.rounds import Rules
 from pipelines.scoring import FROZEN, Night, scores_layout
+from pipelines.sections import FALLBACK_LOGGING
 
 logger = logging.getLogger("tactful.score")
 SOMEBODY = ("frozen while it was scored", "unfrozen while it was scored")

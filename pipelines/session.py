@@ -15,7 +15,7 @@ import models
 import pipelines
 import policies
 from models.errors import InputError
-from pipelines.config import SparkConfig
+from pipelines.sections import SparkConfig
 
 SETTINGS = {
     "spark.ui.enabled": "false",

@@ -27,8 +27,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from models.errors import InputError
-from pipelines.config import Config, Dataset
+from pipelines.config import Config
 from pipelines.etl import features as etl
+from pipelines.sections import Dataset
 from policies.base import Policy
 from policies.behaviour import ACTIONS, KINDS, SimulatorConfig
 from policies.constraints import legal_actions

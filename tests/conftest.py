@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from pyspark.sql import SparkSession
 
-from pipelines.config import SparkConfig
+from pipelines.sections import SparkConfig
 from pipelines.session import spark_session
 
 

@@ -11,12 +11,13 @@ from datetime import timedelta
 from pathlib import Path
 
 from models.errors import InputError
-from pipelines.config import Config, Dataset
+from pipelines.config import Config
 from pipelines.etl.arrivals import EPOCH
 from pipelines.etl.files import DAY_FOLDER, partitions, read_footer
 from pipelines.etl.schemas import DECISIONS, EVENTS, NAMES, USERS, Days
 from pipelines.etl.sources import format_of
 from pipelines.etl.window import EVER
+from pipelines.sections import Dataset
 
 
 def waited_for(config: Config, days: Days, marker: str = "") -> list[str]:

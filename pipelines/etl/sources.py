@@ -16,11 +16,12 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from pyspark.sql.types import ArrayType, DateType, NumericType, StructType, TimestampNTZType, TimestampType
 
 from models.errors import InputError
-from pipelines.config import Config, Dataset, suggest
+from pipelines.config import Config
 from pipelines.etl import files
 from pipelines.etl.blocks import Batches
 from pipelines.etl.files import Piece
 from pipelines.etl.schemas import NAMES, NUMBER, TEXT, TEXTS, TIME, Days, Wanted, days_of, raw_schema, wanted
+from pipelines.sections import Dataset, suggest
 
 DAY_FOLDER = "ds"
 """Partition column of the arrival day, where a dataset is laid out by it."""

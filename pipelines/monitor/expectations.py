@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from models.contract import HOLD
-from pipelines.config import Config, Levels
+from pipelines.config import Config
 from pipelines.etl.quality.suites import CRITICAL, WARNING, Demand
+from pipelines.sections import Levels
 from policies.draws import Draws
 
 SUITE = "monitor"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from models.errors import InputError
-from pipelines.config import SparkConfig
+from pipelines.sections import SparkConfig
 from pipelines.session import spark_session
 
 

@@ -18,9 +18,10 @@ from models.promotions import fold
 from models.registry import Registry
 from pipelines import jobs
 from pipelines.cli import app
-from pipelines.config import STATE_FEATURES, Config, Features, validate
+from pipelines.config import Config, validate
 from pipelines.etl.units import feature_units
 from pipelines.jobs import acting, steps
+from pipelines.sections import STATE_FEATURES, Features
 from tests.models.registries import aliases
 from tests.pipelines.test_etl_crash import toml
 from tests.pipelines.test_road import small

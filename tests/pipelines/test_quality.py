@@ -13,10 +13,11 @@ import pytest
 
 from models.contract import Contract
 from models.errors import InputError, QualityError
-from pipelines.config import Config, Quality, validate
+from pipelines.config import Config, validate
 from pipelines.etl import quality
 from pipelines.etl.profile import choices, measure, merge
 from pipelines.etl.quality import Clock, profiles, suites, thresholds
+from pipelines.sections import Quality
 
 CONTRACT = Contract(("hold", "send"), ("badge",), ("clicks",))
 DAY = 86_400_000_000

@@ -12,7 +12,8 @@ import pytest
 
 from models.errors import InputError
 from pipelines import simulate as lake
-from pipelines.config import STATE_FEATURES, Config, validate
+from pipelines.config import Config, validate
+from pipelines.sections import STATE_FEATURES
 from policies.baselines import Always, LoggingPolicy, Never
 from policies.simulator import Log, View, always, simulate, threshold, true_values
 

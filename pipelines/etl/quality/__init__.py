@@ -21,11 +21,11 @@ import pyarrow as pa
 
 from models.contract import Contract
 from models.errors import InputError, QualityError
-from pipelines.config import Quality
 from pipelines.etl.quality import profiles, thresholds
 from pipelines.etl.quality.expect import Validator
 from pipelines.etl.quality.profiles import Clock
 from pipelines.etl.quality.suites import CRITICAL, WARNING, Demand, fixed
+from pipelines.sections import Quality
 
 __all__ = ["Clock", "check_profiles", "check_quarantined", "make_thresholds", "propensity_sums"]
 
