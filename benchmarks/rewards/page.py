@@ -26,6 +26,8 @@ def blocks(details: Mapping[str, Any]) -> dict[str, str]:
     tables = {"weights": _weights, "truth": _truth, "goal": _goal, "judge": _judge}
     parts = details["parts"]
     found = {f"study {name}": markdown(tables[name](part)) + PICTURES.get(name, "") for name, part in parts.items()}
+    if "weights" in parts:
+        found["study active"] = markdown(_active(parts["weights"]))
     return {
         "study settings": markdown(_settings(details)),
         **found,
@@ -65,8 +67,12 @@ def findings(details: Mapping[str, Any]) -> list[str]:
             )
     if "goal" in parts:
         naive, conservative = parts["goal"]["naive_hacked"], parts["goal"]["conservative_hacked"]
+        better = parts["goal"]["better"]
+        held = better["low"] is not None and better["low"] > 0
         found.append(
-            f"The naive goal classifier is hacked on {_hacked(naive)}, the conservative one on {_hacked(conservative)}."
+            f"The naive goal classifier is hacked on {_hacked(naive)}, the conservative one on {_hacked(conservative)} "
+            f"(the first and not the second wanted). In hidden utility the conservative one is ahead by "
+            f"{_interval(better)}: that it helps is {'shown' if held else 'not shown'}."
         )
     if "judge" in parts:
         cosine = parts["judge"]["judge_cosine"]
@@ -80,11 +86,12 @@ def findings(details: Mapping[str, Any]) -> list[str]:
 def _settings(details: Mapping[str, Any]) -> Rows:
     minutes = {name: f"{seconds / 60:.1f} min" for name, seconds in details["seconds_by_part"].items()}
     total = sum(details["seconds_by_part"].values()) / 60
+    small = [("sizes", "toy ones: the figures say nothing")] if details["settings"]["small"] else []
     return [
         ("what", "size"),
         ("processes of one thread", f"{details['workers']}"),
         ("time", f"{total:.1f} min ({', '.join(f'{name} {time}' for name, time in minutes.items())})"),
-        ("sizes", "toy ones: the figures say nothing" if details["settings"]["small"] else "as the parts have them"),
+        *small,
     ]
 
 
@@ -93,6 +100,15 @@ def _weights(part: Mapping[str, Any]) -> Rows:
     for name, share in part["weights_coverage"].items():
         hidden, mean = (f"{part[key][name]:+.3g}" for key in ("weights_truth", "weights_mean"))
         rows.append((name, hidden, mean, _percent(share), f"{part['weights_width'][name]:.2f}"))
+    return rows
+
+
+def _active(part: Mapping[str, Any]) -> Rows:
+    rows: Rows = [("rater", "by the cosine to the truth", "by the share of other pairs in the right order")]
+    for rater, key in (("as the model", ""), ("noisier on unlike weeks", "_unlike")):
+        told = part[f"active_to_random_pairs{key}"]
+        shares = (told[measure] for measure in ("cosine", "accuracy"))
+        rows.append((rater, *(f"{each['estimate']:.2f} ({each['low']:.2f} to {each['high']:.2f})" for each in shares)))
     return rows
 
 

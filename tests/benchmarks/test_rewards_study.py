@@ -21,7 +21,7 @@ PAGE = Path(__file__).parents[2] / "docs"
 
 def page_with_marks(folder: Path) -> Path:
     """A page that has every mark of the study, and a word beside them."""
-    names = ("settings", "findings", *study.PARTS)
+    names = ("settings", "findings", "active", *study.PARTS)
     folder.mkdir()
     page = folder / "rewards.md"
     page.write_text("Kept.\n" + "".join(f"<!-- study {name} -->\n<!-- end -->\n" for name in names))
