@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from models.learners import Networks, Terms, ddqn_cql, iql
 from models.members import Member, Settings
 from models.network import Population, initial
 from models.optimise import Descent, follow
-from models.recorded import Recorded
+from models.recorded import Recorded, products
 from models.training import TrainConfig
 
 CACHE_BYTES = 2**21
@@ -56,7 +56,10 @@ class Block:
         """Update number `step` of every member, and what it was made from: to be read before the next one."""
         rows = group.share(self.draws.at(step))
         self.descent.begin(step)
-        return self.recorded(self.single, rows) if group.size == 1 else self.single(rows, group)
+        if group.size == 1:
+            return self.recorded(self.single, rows)
+        with products(self.recorded.precision) if rows.is_cuda else nullcontext():
+            return self.single(rows, group)
 
     def single(self, rows: Tensor, group: Group | None = None) -> tuple[Terms, Batch]:
         """The update that was begun, from the transitions at `rows`, operation by operation."""

@@ -259,9 +259,10 @@ def _room(config: TrainConfig, members: int) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
+        streamed = f", train.stream_rows ({config.stream_rows})" if config.stream_rows else ""
         raise InputError(
             f"training {members} members: {_first_line(error)}; lower train.batch_size ({config.batch_size}), "
-            f"train.hidden ({list(config.hidden)}) or train.seeds ({config.seeds})."
+            f"train.hidden ({list(config.hidden)}){streamed} or train.seeds ({config.seeds})."
         ) from None
 
 

@@ -19,6 +19,7 @@ from models.errors import InputError
 from models.table import Shards
 from pipelines.config import Config
 from pipelines.etl.plans import moment, text_of
+from pipelines.reading import LEARNED_VERSIONS
 from pipelines.reading import shards as shards_of
 from pipelines.sections import suggest
 from policies.abtest.config import AbtestConfig
@@ -82,7 +83,7 @@ def run_read(config: Config, predicted: Path) -> dict[str, Any]:
     Raises InputError where the configuration has no [abtest], an arm has no users or an unknown name, too many users
     were seen in two arms or enrol late, and as `read` does.
     """
-    settings, shards = _settings(config), shards_of(config)
+    settings, shards = _settings(config), shards_of(config, _learned_with(predicted), deployed=True)
     span = Span.of(shards)
     start, end = _bounds(settings, span)
     over = [each for each in settings.looks if start + round(each * DAY) <= end]
@@ -103,6 +104,7 @@ def run_read(config: Config, predicted: Path) -> dict[str, Any]:
         "start": text_of(start),
         "end": text_of(start + round(over[-1] * DAY) if settings.method == "looks" and over else end),
         "data_version": shards.version,
+        **_learned_with(predicted),
         "enrolled": enrolled,
         "left_out": {"crossed": int(counts[0]), "late": int(late.sum()), "unusable": int(counts[2])},
         "decided_elsewhere": int(counts[1]),
@@ -274,6 +276,12 @@ def _units(shards: Shards, settings: AbtestConfig) -> dict[str, str]:
         name: "clicks per send" if name == "ctr" else f"{units.get(name, 'units')} per user-week"
         for name in settings.metrics
     }
+
+
+def _learned_with(predicted: Path) -> dict[str, Any]:
+    """The part of a lineage that says in which versions learned rewards were predicted: they are measured in those."""
+    found = json.loads(predicted.read_text()) if predicted.exists() else {}
+    return {LEARNED_VERSIONS: found[LEARNED_VERSIONS]} if LEARNED_VERSIONS in found else {}
 
 
 def _predicted(reading: Mapping[str, Any], path: Path, config: Config, settings: AbtestConfig) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """One TOML file, validated; every error names the key, what was found and the remedy."""
 
+import difflib
 import hashlib
 import json
 import math
@@ -13,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from models.contract import HOLD, UNITS, Contract
 from models.errors import InputError
+from models.rewards.store import check_name
 from models.sweep import SweepConfig
 from models.training import TrainConfig
 from pipelines.etl.schemas import COLUMN_REWARD
@@ -36,11 +38,12 @@ from pipelines.sections import (
 from policies.abtest.config import AbtestConfig
 from policies.baselines import NAMES, Always, LoggingPolicy, Never
 from policies.constraints import Constraints
+from policies.hacking import WRITTEN
 from policies.ope.intervals import one_sided
 from policies.ope.mis import MOST_BINS
 from policies.propensity import PropensityConfig
 from policies.rowset import EvaluateConfig
-from policies.rules import GateConfig
+from policies.rules import CTR, GateConfig
 from policies.simulator import SimulatorConfig
 
 
@@ -88,6 +91,7 @@ class Config(Section):
                 )
             if component in UNITS and component != "sends" and self.data.events is None:
                 raise InputError(f"rewards: {component!r} is counted from events; map data.events or remove it.")
+        self._consistent_learned()
         if self.rewards and not self.logged_rewards:
             raise InputError(f"rewards: {', '.join(self.rewards)} are learned; name one that the log has too.")
         names = self.contract.rewards
@@ -122,6 +126,20 @@ class Config(Section):
             self.sweep.population(train, self.gate.candidate)
             self.sweep.front(names)
         return self
+
+    def _consistent_learned(self) -> None:
+        used = [*self.learned_names, *([self.train.weights_from] if self.train and self.train.weights_from else [])]
+        for name in used:
+            check_name(name)
+        for name in self.learned_names:
+            if name in (CTR, WRITTEN):
+                raise InputError(f"rewards: 'learned:{name}' is called as what is evaluated beside it; rename it.")
+        for name, version in self.learned.versions.items():
+            if version < 1:
+                raise InputError(f"learned.versions.{name} is {version}; versions count from 1.")
+            # Of a reward that is only asked about or reported a pin is fine; a misspelt one would go unnoticed.
+            if name not in used and difflib.get_close_matches(name, used, n=1):
+                raise InputError(f"learned.versions.{name}: no such reward is used{suggest(name, used)}.")
 
     def _consistent_evaluation(self) -> None:
         settings, gate, features = self.evaluate, self.gate, self.features.names

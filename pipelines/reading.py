@@ -36,22 +36,28 @@ def transitions(config: Config, lineage: Mapping[str, Any] | None = None) -> tab
     return found if rewards is None else rewards(found)
 
 
-def shards(config: Config, lineage: Mapping[str, Any] | None = None) -> table.Shards:
-    """The same a bucket at a time, without estimates. Raises InputError as `transitions` does."""
-    version = lineage["data_version"] if lineage else None
-    rewards = learned_rewards(config, lineage)
+def shards(config: Config, lineage: Mapping[str, Any] | None = None, deployed: bool = False) -> table.Shards:
+    """The same a bucket at a time, without estimates; a `lineage` without a version of the data is of its newest.
+
+    Raises InputError as `transitions` does.
+    """
+    version = lineage.get("data_version") if lineage else None
+    rewards = learned_rewards(config, lineage, deployed)
     return table.Shards.of(config.transitions_path, config.logged_contract, version, rewards)
 
 
-def learned_rewards(config: Config, lineage: Mapping[str, Any] | None = None) -> LearnedRewards | None:
+def learned_rewards(
+    config: Config, lineage: Mapping[str, Any] | None = None, deployed: bool = False
+) -> LearnedRewards | None:
     """The learned rewards among the components; None where there is none.
 
-    In the versions of the `lineage` where it names them, else as configured. Raises InputError where a reward or a
-    version is not there, and where the configuration pins another version than the lineage.
+    In the versions of the `lineage` where it names them, else as configured. What is `deployed` keeps its versions
+    whatever is pinned for the next training. Raises InputError where a reward or a version is not there, and where the
+    configuration pins another version than the lineage of what is not deployed.
     """
     if not config.learned_names:
         return None
-    stored = tuple(_stored(config, name, lineage) for name in config.learned_names)
+    stored = tuple(_stored(config, name, lineage, deployed) for name in config.learned_names)
     return LearnedRewards(config.logged_contract, config.contract.rewards, stored)
 
 
@@ -69,9 +75,9 @@ def learning(config: Config, lineage: Mapping[str, Any] | None = None) -> tuple[
     return replace(train, weights=weights, weights_from=None), {stored.name: stored.version}
 
 
-def _stored(config: Config, name: str, lineage: Mapping[str, Any] | None) -> store.Stored:
+def _stored(config: Config, name: str, lineage: Mapping[str, Any] | None, deployed: bool = False) -> store.Stored:
     pinned, used = config.learned.versions.get(name), ((lineage or {}).get(LEARNED_VERSIONS) or {}).get(name)
-    if pinned is not None and used is not None and pinned != used:
+    if pinned is not None and used is not None and pinned != used and not deployed:
         raise InputError(
             f"learned.versions.{name} is {pinned}, but what is judged was learned with version {used}; train again, or "
             f"pin version {used}."

@@ -31,7 +31,8 @@ KEYS = ("estimate", "gate_low", "gate_high")
 def distance(table: Transitions, policy: Policy, rows: Booleans, support: Support | None) -> dict[str, Any]:
     """How far `policy` lies from the log, over those of `rows` [N] with a choice; `outside` is null without a support.
 
-    {decisions, ess, chi2, kl, outside, learned_rows}; null where there is no choice with a known propensity.
+    {decisions, ess, chi2, kl, outside, learned_rows}; null where there is no choice with a known propensity. Where the
+    policy takes none of the logged actions the effective sample size is 0, and chi2 and kl, without bounds, are null.
     """
     logged = np.arange(len(table.action)), table.action
     choice = rows & (table.legal.sum(axis=1) > 1) & table.legal[logged] & (table.propensity > 0)
@@ -43,6 +44,7 @@ def distance(table: Transitions, policy: Policy, rows: Booleans, support: Suppor
         return found
     chosen = checked_probabilities(policy, part.state, part.legal)
     ratio = chosen[np.arange(number), part.action] / part.propensity
+    found["ess"] = 0.0
     if ratio.any():
         mean = float(ratio.mean())
         chi2 = float((ratio**2).mean()) / mean**2 - 1
@@ -122,7 +124,7 @@ def _far(name: str, distance: Mapping[str, Any], config: GateConfig) -> list[Che
     if share is not None and share < config.min_overlap:
         words.append(
             f"the log's {decisions:,} choices are worth {share:.1%} of their number to it (less than "
-            f"{config.min_overlap:.1%}; chi-square {distance['chi2']:.3g}, KL {distance['kl']:.3g} a decision)"
+            f"{config.min_overlap:.1%}; {_measured(distance)})"
         )
     if not words:
         return []
@@ -133,6 +135,12 @@ def _far(name: str, distance: Mapping[str, Any], config: GateConfig) -> list[Che
     )
     needed = f"at most {config.max_outside:.1%} outside and an overlap of {config.min_overlap:.1%}"
     return [Check(f"learned:{name}:distance", False, {"outside": outside, "overlap": share}, needed, reason)]
+
+
+def _measured(distance: Mapping[str, Any]) -> str:
+    if distance["chi2"] is None:
+        return "it takes none of the actions that were logged"
+    return f"chi-square {distance['chi2']:.3g}, KL {distance['kl']:.3g} a decision"
 
 
 def _called(key: str) -> str:

@@ -17,6 +17,7 @@ B. `active_to_random_pairs`: pairs that active choice, batch by batch, needs for
 
 import json
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from multiprocessing import get_context
@@ -274,6 +275,13 @@ def met(found: dict[str, Any]) -> bool:
     held = all(low <= each <= high for each in found["weights_coverage"].values())
     narrow = all(each <= WIDTH for each in found["weights_width"].values())
     return held and narrow and all(_no_worse(each) for key in RATERS for each in found[key].values())
+
+
+def no_worse(found: Mapping[str, Any]) -> tuple[float, bool]:
+    """The least lead of active choice over random, of all raters, measures and numbers of pairs, and whether it is
+    never clearly a lag."""
+    every = [each for key in RATERS for each in found[key].values()]
+    return min(each["least_gain"] for each in every), all(_no_worse(each) for each in every)
 
 
 def _no_worse(found: dict[str, Any]) -> bool:

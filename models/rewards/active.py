@@ -52,6 +52,11 @@ def known(stored: Stored, rewards: tuple[str, ...]) -> Known:
     if stored.kind != "weights":
         raise InputError(f"{stored.name} version {stored.version} is of kind {stored.kind}; weights are needed.")
     components = tuple(stored.facts["rewards"])
+    if "scale" not in stored.facts or "covariance" not in stored.facts:
+        raise InputError(
+            f"{stored.name} version {stored.version} does not say how certain its weights are (scale, covariance); fit "
+            "it again."
+        )
     absent = [name for name in components if name not in rewards]
     if absent:
         raise InputError(

@@ -19,7 +19,7 @@ from models.table import Transitions
 
 UNITS: dict[Kind, str] = {
     "weights": "log-odds of preference",
-    "network": "log-odds of preference",
+    "network": "standard deviations",
     "goal": "goal-days",
 }
 """Raw unit of a component of each kind, where its facts name no `component_unit`."""
@@ -78,7 +78,8 @@ def _extended(logged: Contract, stored: Sequence[Stored], order: Sequence[str] |
 
 
 def component(stored: Stored, table: Transitions) -> NDArray[np.float64]:
-    """[N] the reward of each row, raw: in log-odds of preference (weights, network), or in goal-days.
+    """[N] the reward of each row, raw: in log-odds of preference (weights), standard deviations of what the network
+    pays (network), or goal-days.
 
     A version of weights pays w . r; a network and a goal classifier pay what their modules say.
 

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.errors import InputError
 from models.table import SOURCE, Transitions
@@ -25,14 +26,19 @@ def stacked(logs: Sequence[Transitions]) -> Transitions:
         raise InputError("logs: two of them share a user id; rename the users of one, as of two samples.")
     start = np.cumsum([0, *(len(each.user_id) for each in logs)])
     columns: dict[str, Any] = {
-        field.name: np.concatenate([getattr(each, field.name) for each in logs])
+        field.name: column_of(logs, field.name)
         for field in fields(first)
         if field.name not in {"contract", "user", *SOURCE}
-        and all(getattr(each, field.name) is not None for each in logs)
     }
     user = np.concatenate([each.user + begin for each, begin in zip(logs, start[:-1], strict=True)])
     fingerprint = hashlib.sha256("".join(each.fingerprint for each in logs).encode()).hexdigest()[:16]
     return replace(first, user=user, fingerprint=fingerprint, **columns)
+
+
+def column_of(logs: Sequence[Transitions], name: str) -> NDArray[Any] | None:
+    """One column of all rows; None where one of `logs` lacks it."""
+    parts = [getattr(each, name) for each in logs]
+    return None if any(part is None for part in parts) else np.concatenate(parts)
 
 
 def renamed(log: Transitions, prefix: str) -> Transitions:

@@ -20,10 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.contract import SPLITS
 from models.errors import InputError
 from models.network import Population, initial, predicted
 from models.optimise import Descent
 from models.rewards.answers import Answers
+from models.rewards.choices import Compared as Pairs
+from models.rewards.choices import groups_of
 from models.rewards.questions import Compared, Questions, inputs_of, questions_of
 from models.rewards.settings import NetworkConfig
 from models.rewards.store import Stored
@@ -52,24 +55,28 @@ class Fitted:
 def fit(logs: Sequence[Compared], answers: Answers, config: NetworkConfig, seed: int) -> Fitted:
     """An ensemble of reward networks from `answers` about the weeks of `logs`, which share a contract.
 
-    Every member is standardised to mean 0 and standard deviation 1 over the rows of the logs (past the warm-up), as in
-    Christiano et al. 2017, section 2.2.1; their average, which is the reward, is scaled to a standard deviation of 1
-    again. What the standardisation takes away, a constant per decision, changes no choice where policies do not move
-    the number of decisions: decision times are exogenous here. A policy that moves account closings moves it.
+    Every member is standardised to mean 0 and standard deviation 1 over the rows of the logs (past the warm-up, no test
+    users), as in Christiano et al. 2017, section 2.2.1; their average, which is the reward, is scaled to a standard
+    deviation of 1 again. What the standardisation takes away, a constant per decision, changes no choice where policies
+    do not move the number of decisions: decision times are exogenous here. A policy that moves account closings moves
+    it.
 
     Raises InputError where the answers are too few, one-sided or about unknown weeks, or where the reward that is found
     is the same on every row.
     """
     check_answers(answers, config)
     inputs = [inputs_of(table, table.contract.rewards) for table, _ in logs]
-    rows = np.concatenate([x[~table.warm_up] for x, (table, _) in zip(inputs, logs, strict=True)])
+    # Test users are for judging what comes of it: they move no unit either.
+    usable = [~table.warm_up & (table.split != SPLITS.index("test")) for table, _ in logs]
+    rows = np.concatenate([x[kept] for x, kept in zip(inputs, usable, strict=True)])
+    if not len(rows):
+        raise InputError("learned.network: every row past the warm-up is of the test split; change etl.split.")
     mean, std = _moments(rows)
     std[: len(logs[0][0].contract.features)] *= config.state_scale
     questions = questions_of(logs, inputs, answers, config.raters, (mean, std))
     rng = np.random.default_rng(seed)
-    shuffled = rng.permutation(len(questions.order))
-    out = max(1, round(config.held_out * len(shuffled)))
-    held, learned = questions.only(shuffled[:out]), questions.only(shuffled[out:])
+    out = _apart(answers, config.held_out, rng)
+    held, learned = questions.only(np.flatnonzero(out)), questions.only(np.flatnonzero(~out))
     outcomes = len(logs[0][0].contract.rewards) + 1
     _check_units(config, outcomes)
     network, steps = _descend(learned, held, config, mean, std, rng, seed, outcomes)
@@ -81,6 +88,7 @@ def fit(logs: Sequence[Compared], answers: Answers, config: NetworkConfig, seed:
         "rewards": list(table.contract.rewards),
         "features": list(table.contract.features),
         "actions": list(table.contract.actions),
+        "units": {name: table.contract.units.get(name, "") for name in table.contract.rewards},
         "sigma": sigma,
         "level": level,
         "fingerprint": table.fingerprint,
@@ -92,6 +100,27 @@ def fit(logs: Sequence[Compared], answers: Answers, config: NetworkConfig, seed:
         **held_out(held, returns),
     }
     return Fitted(facts, dict(standardised.state_dict()))
+
+
+def _apart(answers: Answers, share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """[M] about `share` of the answers, whole groups of those about the same weeks: to hold out one and learn from
+    another of the same two weeks would ask what was told."""
+    place: dict[str, int] = {}
+    named = [(each.left, each.right) for each in answers.pairs] + [each.order for each in answers.rankings]
+    coded = [np.array([place.setdefault(name, len(place)) for name in names], dtype=np.int64) for names in named]
+    pairs = np.array(coded[: len(answers.pairs)], dtype=np.int64).reshape(-1, 2)
+    nothing = np.zeros(len(pairs), dtype=np.int64)
+    group = groups_of(Pairs(pairs[:, 0], pairs[:, 1], nothing, nothing), coded[len(pairs) :])
+    sizes = np.bincount(group)
+    if len(sizes) < 2:
+        raise InputError(
+            "answers: all are about the same user-weeks, or linked by rankings, so that none can be held out; compare "
+            "other weeks too."
+        )
+    order = rng.permutation(len(sizes))
+    # The first group that reaches the share is in, and at least one stays to be learned from.
+    count = min(int(np.searchsorted(np.cumsum(sizes[order]), share * len(group))) + 1, len(sizes) - 1)
+    return np.isin(group, order[:count])
 
 
 def component(stored: Stored, table: Transitions) -> Floats:
@@ -187,6 +216,8 @@ def check_answers(answers: Answers, config: NetworkConfig) -> None:
 
 def held_out(held: Questions, returns: Tensor) -> dict[str, Any]:
     """How well the average of the members tells held-out answers: accuracy, log loss, calibration.
+
+    The members were stopped where they told these answers best, so that all three are a little better than on others.
 
     Accuracy is over comparisons that are no ties; null where there is none. Calibration has for bins of P(left) that
     are equally wide {low, high, answers, predicted, observed}, a tie counting as half.

@@ -6,6 +6,7 @@ ROOT/NAME/v0001/reward.safetensors  its parameters, where it is a network
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from typing import Any, Literal
 from safetensors.torch import load, save
 from torch import Tensor
 
-from models.errors import InputError
+from models.errors import InputError, TransientError
 
 Kind = Literal["weights", "network", "goal"]
 KINDS: tuple[Kind, ...] = ("weights", "network", "goal")
@@ -40,21 +41,33 @@ class Stored:
 def add(root: Path, name: str, kind: Kind, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Stored:
     """Write the next version of reward `name`; it is there whole or not at all.
 
-    Raises InputError where the name is no identifier: it becomes a column.
+    Raises InputError where the name is no identifier: it becomes a column; TransientError where another command wrote
+    that version first.
     """
     check_name(name)
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)
     number = max(versions(root, name), default=0) + 1
-    partial = folder / f".v{number:04d}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     content = save({key: each.detach().cpu().contiguous() for key, each in tensors.items()}) if tensors else b""
-    if content:
-        (partial / TENSORS).write_bytes(content)
     told = {"name": name, "version": number, "kind": kind, "sha256": hashlib.sha256(content).hexdigest(), **facts}
-    (partial / FACTS).write_text(json.dumps(told, indent=1, allow_nan=False) + "\n")
-    partial.rename(folder / f"v{number:04d}")
+    # A name of its own: of two commands that learn at once neither writes into the other's.
+    partial = folder / f".v{number:04d}.{os.getpid()}.partial"
+    try:
+        partial.mkdir()
+        if content:
+            (partial / TENSORS).write_bytes(content)
+        (partial / FACTS).write_text(json.dumps(told, indent=1, allow_nan=False) + "\n")
+        partial.rename(folder / f"v{number:04d}")
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        if number not in versions(root, name):
+            raise
+        raise TransientError(
+            f"{folder}: another command wrote version {number} meanwhile; run this one again, and it writes the next."
+        ) from None
+    # What a killed command left, and whoever comes too late.
+    for left in folder.glob(".v*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
     return Stored(name, number, kind, dict(facts), dict(tensors))
 
 

@@ -1,5 +1,6 @@
 """Which states are worth being in: [learned.goal] of a configuration, and the sets of states that it makes of a log."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from models.contract import SPLITS
 from models.errors import InputError
+from models.rewards.logs import column_of
 from models.table import MICROSECONDS_PER_DAY, SOURCE, Transitions
 
 CONDITION = re.compile(r"(?P<feature>\S.*?)\s+(?P<sign>>=|<=|=|>|<)\s+(?P<value>\S+)")
@@ -196,15 +198,15 @@ def seeded(table: Transitions, best: Booleans, copies: int) -> Transitions:
 
 
 def joined(tables: Sequence[Transitions]) -> Transitions:
-    """The rows of all, the users of each told apart by its number; version and fingerprint are those of the first."""
+    """The rows of all, the users of each told apart by its number; the version is that of the first, the
+    fingerprint a hash of all."""
     starts = np.cumsum([0, *(len(each.user_id) for each in tables)])
     parts = [
         replace(each, user=each.user + start, user_id=np.array([f"{name}#{n}" for name in each.user_id], dtype=object))
         for n, (each, start) in enumerate(zip(tables, starts, strict=False))
     ]
     columns: dict[str, Any] = {
-        each.name: np.concatenate([getattr(part, each.name) for part in parts])
-        for each in fields(tables[0])
-        if each.name not in {"contract", *SOURCE} and getattr(tables[0], each.name) is not None
+        each.name: column_of(parts, each.name) for each in fields(tables[0]) if each.name not in {"contract", *SOURCE}
     }
-    return replace(tables[0], **columns)
+    fingerprint = hashlib.sha256("".join(each.fingerprint for each in tables).encode()).hexdigest()[:16]
+    return replace(tables[0], fingerprint=fingerprint, **columns)

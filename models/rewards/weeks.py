@@ -17,7 +17,7 @@ class Weeks:
     """W stretches of equal length in a table of N transitions, sorted as the table is; K reward components."""
 
     id: NDArray[np.object_]
-    """[W] a name that says nothing of the user: a hash of who and when."""
+    """[W] a name that says nothing of the user: a hash of who, when and how long."""
     user: NDArray[np.int64]
     """[W] code in the table."""
     start: NDArray[np.int64]
@@ -86,10 +86,19 @@ def weeks_of(table: Transitions, days: float = 7.0, rows: NDArray[np.bool_] | No
     if not whole.any():
         raise _too_short(table, days)
     first, end, start, who = first[whole], end[whole], start[whole], user[begin][whole]
-    named = [f"{table.user_id[u]}\0{t}" for u, t in zip(who, start, strict=True)]
+    named = [f"{table.user_id[u]}\0{t}\0{length}" for u, t in zip(who, start, strict=True)]
     ids = np.array([hashlib.sha256(each.encode()).hexdigest()[:ID_LENGTH] for each in named], dtype=object)
     found = Weeks(ids, who, start, first, end, np.zeros((0, 0)), np.zeros(0))
-    return Weeks(ids, who, start, first, end, found.sums(table.reward), found.sums(table.elapsed_days))
+    return Weeks(ids, who, start, first, end, _settled(found.sums(table.reward)), found.sums(table.elapsed_days))
+
+
+def _settled(totals: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[W, K] each column on a grid of 2^-40 of its largest value: what differs by the rounding of sums alone is equal,
+    and no weight is learned from it."""
+    _, exponent = np.frexp(np.abs(totals).max(axis=0))
+    step = np.ldexp(1.0, exponent - 40)
+    found: NDArray[np.float64] = np.round(totals / step) * step
+    return found
 
 
 def _too_short(table: Transitions, days: float) -> InputError:

@@ -57,8 +57,9 @@ def _register(config: Config, verdict: dict[str, Any], evaluation: dict[str, Any
     candidate = config.gate.candidate
     folder = policy_folder(config, candidate)
     judged = artifact.load(folder)
-    known = ("data_version", "estimates_version", LEARNED_VERSIONS, "window", "commit")
-    lineage = {key: judged.lineage.get(key) for key in known}
+    lineage = {key: judged.lineage.get(key) for key in ("data_version", "estimates_version", "window", "commit")}
+    if LEARNED_VERSIONS in judged.lineage:
+        lineage[LEARNED_VERSIONS] = judged.lineage[LEARNED_VERSIONS]
     on = {"fingerprint": judged.fingerprint, "data_fingerprint": judged.lineage.get("fingerprint"), **lineage}
     version = registry.register(
         folder,

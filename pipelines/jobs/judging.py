@@ -31,6 +31,7 @@ from pipelines.jobs.steps import (
     step_path,
     write_json,
 )
+from pipelines.reading import LEARNED_VERSIONS
 from pipelines.report.text import ALONE
 from pipelines.rewards import watching
 from pipelines.simulate import policy_truth
@@ -113,6 +114,8 @@ def _evaluate(
         )
         lineage = {**lineage_of(config, transitions), **(whole or {})}
         result["estimates_version"] = lineage["estimates_version"]
+        if LEARNED_VERSIONS in lineage:
+            result[LEARNED_VERSIONS] = lineage[LEARNED_VERSIONS]
         result["logged_propensities"] = logged_calibration(transitions)
         if trained is None:
             result["lineage"] = lineage

@@ -269,7 +269,7 @@ def _earned(spark: SparkSession, config: Config, nights: Nights, window: Sequenc
     transitions = earnings.transition_rows(spark, config, span.first)
     found = None
     if transitions is not None:
-        learned = reading.learned_rewards(config, None if model is None else model.artifact.lineage)
+        learned = reading.learned_rewards(config, None if model is None else model.artifact.lineage, deployed=True)
         found = earnings.earned(earnings.with_learned(transitions, config, learned), answers, config)
     return earnings.compared(found, earnings.prediction(config, model), config, FEW_CLUSTERS)
 

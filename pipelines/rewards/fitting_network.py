@@ -43,7 +43,8 @@ def shown(stored: Stored) -> list[str | Table]:
     accuracy = "unknown" if facts["accuracy"] is None else f"{facts['accuracy']:.1%}"
     told = (
         f"{stored.name} version {stored.version}, a network: {accuracy} of {facts['held_out']} held-out comparisons "
-        f"right, log loss {facts['log_loss']:.3f} (0.693 by chance)"
+        f"right, log loss {facts['log_loss']:.3f} (0.693 by chance); they stopped the learning, so both are a little "
+        "better than on others"
     )
     worth = Table("component", "one unit more is worth, log odds", "members from", "to")
     for name, numbers in facts.get("slopes", {}).items():

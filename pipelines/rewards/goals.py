@@ -10,12 +10,15 @@ import numpy as np
 from rich.table import Table
 
 from models import artifact
+from models.batch import rows_of
+from models.contract import SPLITS
 from models.errors import InputError
 from models.rewards import store
 from models.rewards.conservative import Visited, rounds_of
 from models.rewards.goal import Classifier, component, settings_of, stand_ins
 from models.rewards.learned import UNITS, with_components
 from models.rewards.success import seeded, sets_of
+from models.rewards.support import Support
 from models.table import Transitions, span
 from models.train import train as fit_policies
 from models.training import TrainConfig
@@ -63,6 +66,7 @@ def run_goal(config: Config, name: str) -> store.Stored:
         "fingerprint": table.fingerprint,
         "window": span(table.decided_at.min(), table.decided_at.max()),
         "rounds": facts,
+        "support": Support.of([(table, rows_of(table, "train").all & (sets.success | sets.failure))]).plain(),
     }
     stored = store.add(config.rewards_path, name, "goal", last.facts | kept, last.tensors)
     console.print(f"learned:{name}: version {stored.version} in {config.rewards_path / name}", highlight=False)
@@ -97,19 +101,20 @@ class OnLog:
         return policy_of(self.config, self.name, with_components(self.data, [classifier.stored(self.name)]))
 
     def visited(self, policy: Policy) -> Visited:
-        """States of the log as often as `policy` would be in them."""
+        """States of the log, test users left out, as often as `policy` would be in them."""
         settings = self.config.learned.goal
-        weight = visits_weight(self.table, policy, self.config.evaluate.marginal)
+        log = self.table.where(self.table.split != SPLITS.index("test"))
+        weight = visits_weight(log, policy, self.config.evaluate.marginal)
         seed = self.config.seed + len(self.told)
         train, held_out = (
-            self.table.state[visited_rows(self.table, weight, split, settings.visited, seed)]
-            for split in ("train", "validation")
+            log.state[visited_rows(log, weight, split, settings.visited, seed)] for split in ("train", "validation")
         )
         assert self._reward is not None, "a policy is trained before it visits anything"
-        paid = component(self._reward.stored(self.name), self.table)
+        paid = component(self._reward.stored(self.name), log)
+        drawn_from = weight[rows_of(log, "train").all]
         told = {
-            "policy": _per_week(self.table, paid, weight),
-            "effective_states": weight.sum() ** 2 / (weight @ weight),
+            "policy": _per_week(log, paid, weight),
+            "effective_states": drawn_from.sum() ** 2 / (drawn_from @ drawn_from),
         }
         self.told.append({key: float(each) for key, each in told.items()})
         return Visited(train, held_out)
@@ -121,7 +126,9 @@ def policy_of(config: Config, name: str, table: Transitions) -> Policy:
     Raises InputError where every member diverged, and as `models.train.train` does.
     """
     train = config.train or TrainConfig(weights={name: 1.0})
-    weights = dict(train.weights) if name in train.weights else {name: 1.0}
+    # The table has no other learned reward: a goal is learned from the log alone.
+    here = {each: weight for each, weight in train.weights.items() if each in table.contract.rewards}
+    weights = here if name in here else {name: 1.0}
     learner = replace(train.named[config.gate.candidate], weights=None)
     once = replace(
         train,

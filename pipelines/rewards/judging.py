@@ -30,6 +30,7 @@ from models.rewards.judge.prompt import Constitution, constitution
 from models.rewards.judge.settings import JudgeConfig
 from models.rewards.judge.transcript import Transcript
 from models.rewards.judge.trust import agreement
+from models.rewards.support import Support, seen_rows
 from models.rewards.weeks import Weeks, weeks_of
 from models.table import Transitions
 from pipelines import reading
@@ -113,7 +114,8 @@ def run_judge(
             f"{settings.endpoint}: no pair has an answer in both orders; {path} holds what the model said."
         )
     if request.fit:
-        facts["version"] = _store(config, request, facts, log)
+        ids = {week for each in session.opinions for week in weeks.id[[each.left, each.right]]}
+        facts["version"] = _store(config, request, facts, log, Support.of([(log, seen_rows(log, weeks, ids))]))
     return facts
 
 
@@ -245,7 +247,7 @@ def _with_progress(stopped: TactfulError, facts: dict[str, Any], out: Path | Non
     )
 
 
-def _store(config: Config, request: Request, facts: dict[str, Any], log: Transitions) -> int:
+def _store(config: Config, request: Request, facts: dict[str, Any], log: Transitions, support: Support) -> int:
     """The next version of the reward, of the corrected weights."""
     found = facts["estimate"]
     if "why" in found:
@@ -266,6 +268,7 @@ def _store(config: Config, request: Request, facts: dict[str, Any], log: Transit
         "answers": facts["sha256"],
         "pairs": found["pairs"],
         "days": facts["days"],
+        "support": support.plain(),
         "judge": {key: facts[key] for key in ("rater", "trusted", "why", "agreement", "constitution")},
     }
     return store.add(config.rewards_path, request.name, "weights", learned, {}).version

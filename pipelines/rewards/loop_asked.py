@@ -48,20 +48,27 @@ def round_of(config: Config, name: str, loop: Loop, number: int, config_path: Pa
     if not files:
         raise AnswersNeeded(_next(loop, name, number, asked, config_path))
     told.read(files)
-    loop.stage(number, "fitted", lambda: _fit(config, name, loop, number))
-    loop.stage(number, "trained", lambda: {"mlflow_run": train(config)["mlflow_run"]})
-    loop.stage(number, "evaluated", lambda: _evaluate(config))
+    fitted = loop.stage(number, "fitted", lambda: _fit(config, name, loop, number))
+    versions = config.learned.versions | {name: fitted["version"]}
+    pinned = config.model_copy(update={"learned": config.learned.model_copy(update={"versions": versions})})
+    loop.stage(number, "trained", lambda: {"mlflow_run": train(pinned)["mlflow_run"]})
+    loop.stage(number, "evaluated", lambda: _evaluate(pinned))
 
 
 def _next(loop: Loop, name: str, number: int, asked: dict[str, Any], config_path: Path) -> str:
     """What a person does now."""
     page, file = loop.folder / asked["page"], loop.folder / "answers" / f"round-{number:03d}.jsonl"
-    again = shlex.join(["tactful", "rewards", "loop", str(config_path), name])
+    again = _command(loop, name, config_path)
     return (
         f"rewards loop {name}: round {number} waits for answers. Open {page} in a browser, answer, move the file "
-        f"that it saves to {file} (of several raters round-{number:03d}-RATER.jsonl), and run `{again}` again with "
-        "the same options."
+        f"that it saves to {file} (of several raters round-{number:03d}-RATER.jsonl), and run `{again}` with as "
+        "many --rounds as wanted."
     )
+
+
+def _command(loop: Loop, name: str, config_path: Path) -> str:
+    """What goes on from here."""
+    return shlex.join(["tactful", "rewards", "loop", str(config_path), name, "--pairs", str(loop.begun["pairs"])])
 
 
 def _ask(config: Config, name: str, loop: Loop, number: int, config_path: Path) -> dict[str, Any]:
@@ -75,10 +82,12 @@ def _ask(config: Config, name: str, loop: Loop, number: int, config_path: Path) 
         "name": config.name,
         "rater": "rater",
         "file": f"round-{number:03d}.jsonl",
-        "command": shlex.join(["tactful", "rewards", "loop", str(config_path), name]),
+        "command": _command(loop, name, config_path),
     }
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(render(log, weeks, with_repeats(pairs, 0, config.seed), config.learned.days, words), "utf-8")
+    unfinished = page.with_suffix(".partial")
+    unfinished.write_text(render(log, weeks, with_repeats(pairs, 0, config.seed), config.learned.days, words), "utf-8")
+    unfinished.replace(page)
     (loop.folder / "answers").mkdir(exist_ok=True)
     return {"page": page.name, "pairs": len(pairs), "fingerprint": log.fingerprint}
 

@@ -12,9 +12,10 @@ from models.contract import SPLITS
 from models.members import Learner
 from models.rewards import answers as told
 from models.rewards import network, simulated, store
+from models.rewards.answers import Answers
 from models.rewards.learned import with_components
 from models.rewards.logs import renamed, stacked
-from models.rewards.preferences import Fitted, choose, fit, random_pairs
+from models.rewards.preferences import Fitted, PreferenceConfig, choose, fit, random_pairs
 from models.rewards.store import Stored
 from models.rewards.support import Support, seen_rows
 from models.rewards.weeks import Weeks, weeks_of
@@ -25,6 +26,7 @@ from pipelines.config import Config
 from pipelines.etl.units import feature_units
 from pipelines.inprocess import transitions_of
 from pipelines.jobs.steps import console, decision_of, lineage_of
+from pipelines.rewards.fitting import learned_facts
 from pipelines.rewards.looping import Loop
 from pipelines.rewards.watching import told_of
 from pipelines.simulate import policy_truth, state_decide
@@ -123,16 +125,20 @@ class Simulated:
         returns = network.member_returns(self._stored(number - 1), table, mine)
         return pool[np.argsort(-network.disagreement(returns, pool), kind="stable")[:wanted]]
 
-    def _weights(self, number: int, table: Transitions, weeks: Weeks, intervals: bool = False) -> Fitted:
-        """Weights from the answers of rounds 1 .. number; a component in which no compared weeks differ has none."""
+    def _weights(self, number: int, table: Transitions, weeks: Weeks) -> Fitted:
+        """Weights from the answers of rounds 1 .. number, without intervals."""
         said = told.read(self.loop.answered(number))
+        return fit(weeks, table.contract.rewards, said, self._told_of(said, table, weeks), intervals=False)
+
+    def _told_of(self, said: Answers, table: Transitions, weeks: Weeks) -> PreferenceConfig:
+        """Settings by which a component in which no compared weeks differ gets no weight."""
         rewards = table.contract.rewards
         places = [weeks.places([each.left, each.right]) for each in said.pairs]
         differ = np.any([weeks.totals[a] != weeks.totals[b] for a, b in places], axis=0)
         told_of_them = tuple(name for name, some in zip(rewards, differ, strict=True) if some)
         settings = self.config.learned.preference
         components = settings.components or told_of_them
-        return fit(weeks, rewards, said, replace(settings, components=components), intervals=intervals)
+        return replace(settings, components=components)
 
     def _fit(self, number: int) -> dict[str, Any]:
         table, weeks = self._table(number)
@@ -141,19 +147,13 @@ class Simulated:
             found = network.fit([(table, weeks)], said, self.config.learned.network, self.config.seed + number)
             stored = store.add(self.config.rewards_path, self.name, "network", found.facts, found.tensors)
             return {"version": stored.version, "accuracy": found.facts["accuracy"]}
-        fitted = self._weights(number, table, weeks, intervals=True)
-        weights = {name: float(each) for name, each in zip(fitted.components, fitted.weights, strict=True)}
-        facts = {
-            "rewards": list(weights),
-            "weights": weights,
-            "intervals": {name: each.tolist() for name, each in zip(fitted.components, fitted.intervals, strict=True)},
+        learned = self.config.learned.model_copy(update={"preference": self._told_of(said, table, weeks)})
+        facts = learned_facts(self.config.model_copy(update={"learned": learned}), table, weeks, said) | {
             "answers": network.answers_hash(said),
-            "fingerprint": table.fingerprint,
-            "days": self.config.learned.days,
             "support": Support.of([(table, seen_rows(table, weeks, said.weeks))]).plain(),
         }
         stored = store.add(self.config.rewards_path, self.name, "weights", facts, {})
-        return {"version": stored.version, "weights": weights}
+        return {"version": stored.version, "weights": facts["weights"]}
 
     def _stored(self, number: int) -> Stored:
         version = self.loop.round(number)["fitted"]["version"]
@@ -166,7 +166,7 @@ class Simulated:
         if stored.kind == "network":
             table = with_components(table, [stored])
         candidate = self.config.gate.candidate
-        learners: dict[str, float | Learner] = {candidate: self.config.learning.named[candidate]}
+        learners: dict[str, float | Learner] = {candidate: replace(self.config.learning.named[candidate], weights=None)}
         settings = replace(self.config.learning, weights=dict(weights), weights_from=None, learners=learners)
         return table, settings
 

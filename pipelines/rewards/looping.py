@@ -23,6 +23,7 @@ from models.errors import InputError
 from models.rewards.store import check_name
 from pipelines.config import Config
 from pipelines.jobs.steps import console, write_json
+from pipelines.rewards.watching import objective
 
 STATE = "loop.json"
 Stage = Callable[[], dict[str, Any]]
@@ -141,8 +142,14 @@ def _check(config: Config, name: str) -> None:
                     f"learned.loop.rater: {component!r} is no component of the log "
                     f"({', '.join(config.logged_contract.rewards)})."
                 )
-    elif train.weights_from != name and not train.weights.get(name):
+    elif name not in objective(config):
         raise InputError(
             f"rewards loop {name}: the policy would not be trained on it; set train.weights_from = {name!r}, or add "
-            f"'learned:{name}' to rewards and give {name} a weight in train.weights."
+            f"'learned:{name}' to rewards and give {name} a weight in train.weights (or in those of "
+            f"train.learners.{config.gate.candidate}, where it has its own)."
+        )
+    elif name in config.learned.versions:
+        raise InputError(
+            f"learned.versions.{name} pins version {config.learned.versions[name]}, but every round of the loop learns "
+            "a new one and trains on it; remove the pin."
         )

@@ -21,14 +21,20 @@ def trained_on(config: Config, lineage: Mapping[str, Any] | None) -> dict[str, S
 
     Raises InputError where one is not there.
     """
-    train = config.train
-    if train is None:
+    if config.train is None:
         return {}
-    names = [name for name in config.learned_names if train.weights.get(name)]
-    if train.weights_from is not None:
-        names.append(train.weights_from)
+    names = objective(config)
     used = {**config.learned.versions, **((lineage or {}).get(LEARNED_VERSIONS) or {})}
     return {name: store.read(config.rewards_path, name, used.get(name)) for name in names}
+
+
+def objective(config: Config) -> list[str]:
+    """The learned rewards that the candidate is trained on: by weights of its own, else by those of [train]."""
+    train = config.learning
+    own = train.named[config.gate.candidate].weights
+    weights = train.weights if own is None else own
+    names = [name for name in config.learned_names if weights.get(name)]
+    return [*names, train.weights_from] if own is None and train.weights_from is not None else names
 
 
 def returns_of(config: Config, stored: Mapping[str, Stored]) -> dict[str, dict[str, float]]:
@@ -39,8 +45,10 @@ def returns_of(config: Config, stored: Mapping[str, Stored]) -> dict[str, dict[s
     if not stored:
         return {}
     train = config.learning
+    own = train.named[config.gate.candidate].weights
+    weights = train.weights if own is None else own
     written = config.gate.return_weights or {
-        name: weight for name, weight in train.weights.items() if weight and name not in config.learned_names
+        name: weight for name, weight in weights.items() if weight and name not in config.learned_names
     }
     found = {name: dict(each.facts["weights"]) for name, each in stored.items() if name == train.weights_from}
     return {**found, **({WRITTEN: dict(written)} if written else {})}

@@ -16,12 +16,13 @@ from models.errors import InputError
 from models.rewards import store
 from models.rewards.goal import Classifier
 from models.rewards.learned import component
-from pipelines import jobs, reading
+from pipelines import abtesting, jobs, reading
 from pipelines import simulate as lake
 from pipelines.config import Config, validate
 from pipelines.etl.flow import run_etl
 from pipelines.inprocess import transitions_of
 from pipelines.monitor import earnings, shifts
+from pipelines.rewards import watching
 from pipelines.rewards.goals import run_goal
 from policies.simulator import simulate
 from tests.models.rewards.test_goal import linear
@@ -100,6 +101,10 @@ def test_the_version_is_pinned_by_the_configuration_and_by_the_lineage(logged: C
         InputError, match=r"learned\.versions\.taste is 1, but what is judged was learned with version 2"
     ):
         version(pinned, {"learned_versions": {"taste": 2}})
+    # What is deployed keeps its version, whatever the next training is pinned to.
+    deployed = reading.learned_rewards(pinned, {"learned_versions": {"taste": 2}}, deployed=True)
+    assert deployed is not None
+    assert deployed.versions["taste"] == 2
 
 
 @pytest.mark.parametrize(
@@ -123,6 +128,11 @@ def test_what_is_not_there_is_named(logged: Config, changes: dict[str, Any], mes
         ({"rewards": ["learned:taste"]}, "rewards: learned:taste are learned; name one that the log has too"),
         ({"rewards": ["sends", "taste"]}, "a learned reward learned:taste"),
         ({"rewards": ["sends", "learned:sends"]}, "rewards: sends is named more than once"),
+        ({"rewards": ["sends", "learned:../x"]}, "'../x' is no name for a reward; letters, digits and _ alone"),
+        ({"rewards": ["sends", "learned:written"]}, "'learned:written' is called as what is evaluated beside it"),
+        ({"rewards": ["sends", "learned:ctr"]}, "'learned:ctr' is called as what is evaluated beside it"),
+        ({"learned": {"versions": {"tastes": 1}}}, "learned.versions.tastes: no such reward is used; did you mean"),
+        ({"learned": {"versions": {"taste": 0}}}, "learned.versions.taste is 0; versions count from 1"),
         (
             {"train": {"weights": {"clicks": 1.0}, "weights_from": "wages"}},
             "train.weights and train.weights_from = 'wages' are both given",
@@ -234,3 +244,23 @@ def test_what_was_earned_is_read_with_them(spark: SparkSession, logged: Config) 
     alone = earnings.with_learned(rows, logged, None)
     assert alone is rows
     assert component(learned.stored[0], log).sum() == pytest.approx(wanted.sum(), abs=1e-9)
+
+
+def test_the_watch_is_of_what_the_candidate_is_trained_on(logged: Config) -> None:
+    """Weights of its own come before those of [train]."""
+    assert watching.objective(logged) == ["wages"]
+    assert logged.train is not None
+    own = replace(logged.train.named[logged.gate.candidate], weights={"taste": 1.0, "sends": -0.1})
+    train = replace(logged.train, learners={**logged.train.learners, logged.gate.candidate: own})
+    config = logged.model_copy(update={"train": train})
+    assert watching.objective(config) == ["taste"]
+    rewards = watching.trained_on(config, None)
+    assert list(rewards) == ["taste"]
+    assert watching.returns_of(config, rewards) == {"written": {"sends": -0.1}}
+
+
+def test_an_experiment_is_measured_in_the_versions_of_its_prediction(tmp_path: Path) -> None:
+    told = tmp_path / "evaluate.json"
+    assert abtesting._learned_with(told) == {}
+    told.write_text(json.dumps({"evaluation": {}, "learned_versions": {"taste": 1}}))
+    assert abtesting._learned_with(told) == {"learned_versions": {"taste": 1}}

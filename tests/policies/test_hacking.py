@@ -146,7 +146,8 @@ def test_golden_warning_that_still_promotes():
         ({"clicks": (-0.01, -0.015, -0.005), "liked": (0.4, -0.1, 0.9)}, []),
         ({"sends": (0.03, 0.01, 0.04)}, ["learned:liked"]),
         ({"far": {"ess": 150.0}}, ["learned:liked:distance"]),
-        ({"far": {"outside": None, "ess": None, "chi2": None, "kl": None}}, []),
+        ({"far": {"decisions": 0, "outside": None, "ess": None, "chi2": None, "kl": None}}, []),
+        ({"far": {"ess": 0.0, "chi2": None, "kl": None}}, ["learned:liked:distance"]),
         ({"far": {"outside": 0.1, "ess": 200.0}}, []),
     ],
 )
@@ -199,6 +200,12 @@ def test_the_logging_policy_is_at_no_distance(table_of):
     found = distance(table, Fixed(0.3), np.ones(3, bool), None)
     assert (found["chi2"], found["kl"], found["ess"]) == pytest.approx((0.0, 0.0, 3.0))
     assert found["outside"] is None
+
+
+def test_a_policy_that_takes_nothing_that_was_logged_is_as_far_as_can_be(table_of):
+    table = table_of(["a"] * 2, [0, 0], [0.5] * 2, [0.0] * 2)
+    found = distance(table, Fixed(1.0), np.ones(2, bool), None)
+    assert (found["decisions"], found["ess"], found["chi2"], found["kl"]) == (2, 0.0, None, None)
 
 
 def test_rows_without_a_choice_say_nothing(table_of):

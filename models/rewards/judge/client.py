@@ -12,7 +12,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -212,9 +212,11 @@ class Client:
             return _Try(None, "", f"no answer of HTTP ({self._clean(_root(error))})")
         text = self._clean(response.content.decode("utf-8", errors="replace"))
         if response.status_code == 200:
-            return _read(text)
+            found = _read(text)
+            content, model = found.content and self._clean(found.content), found.model and self._clean(found.model)
+            return replace(found, content=content, model=model)
         passes = response.status_code in (408, 409, 425, 429) or response.status_code >= 500
-        fault = f"HTTP {response.status_code}: {_message(text)}" if passes else None
+        fault = f"HTTP {response.status_code}: {self._clean(_message(text))}" if passes else None
         return _Try(response.status_code, text, fault, wait=_wait(response.headers.get("Retry-After")))
 
     def _authorised(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -224,8 +226,11 @@ class Client:
         return request
 
     def _clean(self, text: str) -> str:
-        """Endpoints repeat a wrong key in what they answer."""
-        return text.replace(self.key, "[key]") if self.key else text
+        """Endpoints repeat a wrong key in what they answer, as it is or as JSON may write it."""
+        if self.key:
+            for written in (self.key, json.dumps(self.key)[1:-1], self.key.replace("/", "\\/")):
+                text = text.replace(written, "[key]")
+        return text
 
     def _refusal(self, found: _Try) -> InputError:
         settings = self.settings
@@ -235,7 +240,7 @@ class Client:
             403: f"the key in {settings.key_env or 'learned.judge.key_env, which is empty,'} may not do this",
             404: f"no model {settings.model!r} there, or no such path; correct learned.judge.model or .url",
         }.get(found.status or 0, "the endpoint refuses; look at learned.judge")
-        return InputError(f"{settings.endpoint}: {where} (HTTP {found.status}: {_message(found.text)}).")
+        return InputError(f"{settings.endpoint}: {where} (HTTP {found.status}: {self._clean(_message(found.text))}).")
 
 
 def _root(error: BaseException) -> str:
@@ -287,4 +292,6 @@ def _wait(header: str | None) -> float | None:
         until = parsedate_to_datetime(header)
     except ValueError:
         return None
+    # A date without a zone is UTC (RFC 9110, section 5.6.7).
+    until = until if until.tzinfo else until.replace(tzinfo=UTC)
     return max((until - datetime.now(UTC)).total_seconds(), 0.0)

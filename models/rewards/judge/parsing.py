@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 Said = Literal["A", "B", "tie"]
 SAID: dict[str, Said] = {"a": "A", "b": "B", "tie": "tie"}
-THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
-"""What models that think aloud put before their answer; drafts in it are no answers."""
+THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE)
+"""What models that think aloud put before their answer; drafts in it are no answers, nor where it was cut off."""
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(404, f"no such path: {self.path}")
         given = self.headers.get("Authorization", "")
         if server.key and given != f"Bearer {server.key}":
-            return self._error(401, f"Incorrect API key provided: {given.removeprefix('Bearer ')}")
+            said = {"error": {"message": f"Incorrect API key provided: {given.removeprefix('Bearer ')}"}}
+            # Some gateways write a slash as JSON allows.
+            return self._send(401, json.dumps(said).replace("/", "\\/").encode())
         if body["model"] not in server.models:
             return self._error(404, f"The model `{body['model']}` does not exist")
         fault = server.fault(number, body["messages"])

@@ -66,6 +66,7 @@ def test_an_answer_beyond_doubt_is_read(text: str, found: str) -> None:
         f"{answer('A')} or rather {answer('B')}",
         f'{answer("A")} {{"answer": "neither"}}',
         f"<think>{answer('A')}</think>",
+        f"<think>A draft: {answer('A')} but hmm, the second",
         "{" * 100_000,
         '{"answer": "\u0410"}',
     ],

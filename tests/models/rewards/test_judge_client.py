@@ -21,6 +21,7 @@ from models.rewards.judge.client import (
     GaveUpError,
     OutOfBudgetError,
     Reply,
+    _wait,
     key_from_environment,
 )
 from models.rewards.judge.judging import Session, judge
@@ -243,15 +244,32 @@ def test_a_key_comes_from_the_environment_alone(monkeypatch: pytest.MonkeyPatch)
     assert key_from_environment(settings("http://h/v1")) == ""
 
 
-def test_a_key_that_the_server_repeats_is_neither_kept_nor_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", [KEY, "abc/def+gh=="])
+def test_a_key_that_the_server_repeats_is_neither_kept_nor_said(key: str, tmp_path: Path) -> None:
     with Server(always_a, key="another") as server:
-        asker = Asker(server, tmp_path, KEY)
+        asker = Asker(server, tmp_path, key)
         with pytest.raises(InputError) as error:
             asker.ask()
     assert "Incorrect API key provided: [key]" in str(error.value)
-    assert KEY not in repr(asker.client)
+    assert key not in repr(asker.client)
     for path in tmp_path.rglob("*"):
-        assert KEY not in path.read_text()
+        assert key not in path.read_text().replace("\\", "")
+
+
+@pytest.mark.parametrize(
+    ("header", "wanted"),
+    [
+        ("12", 12.0),
+        ("-3", 0.0),
+        ("soon", None),
+        ("inf", None),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 0.0),
+        ("Sun, 06 Nov 1994 08:49:37 -0000", 0.0),
+        ("Sun Nov  6 08:49:37 1994", 0.0),
+    ],
+)
+def test_every_form_of_retry_after(header: str, wanted: float | None) -> None:
+    assert _wait(header) == wanted
 
 
 # The transcript

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.errors import InputError
+from models.errors import InputError, TransientError
 from models.rewards import store
 
 FACTS = {"rewards": ["clicks"], "weights": {"clicks": 1.5}}
@@ -88,3 +88,23 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     store.add(tmp_path, "people", "weights", FACTS, {})
     with pytest.raises(InputError, match="no version 7; there are 1"):
         store.read(tmp_path, "people", 7)
+
+
+def test_of_two_writers_at_once_one_writes_and_the_other_is_told_to_come_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really, processes = Path.rename, iter(range(100, 200))
+    monkeypatch.setattr(store.os, "getpid", lambda: next(processes))
+
+    def late(self: Path, target: Path) -> Path:
+        # The other one was quicker.
+        monkeypatch.setattr(Path, "rename", really)
+        store.add(tmp_path, "people", "weights", {**FACTS, "who": "first"}, {})
+        return really(self, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    with pytest.raises(TransientError, match="another command wrote version 1 meanwhile; run this one again"):
+        store.add(tmp_path, "people", "weights", {**FACTS, "who": "second"}, {})
+    assert store.read(tmp_path, "people").facts["who"] == "first"
+    assert store.add(tmp_path, "people", "weights", FACTS, {}).version == 2
+    assert sorted(path.name for path in (tmp_path / "people").iterdir()) == ["v0001", "v0002"]

@@ -287,3 +287,47 @@ def test_a_table_without_what_it_was_learned_from_is_refused(learned):
         component(stored, replace(table, contract=replace(table.contract, actions=("hold", "push"))))
     with pytest.raises(InputError, match="'network' is needed"):
         component(replace(stored, kind="weights"), table)
+
+
+def test_answers_about_the_same_weeks_are_held_out_together():
+    """Three raters and swapped repeats: what is known of a pair from one answer is never asked of another."""
+    pairs = [
+        Pair(*(named if rater != "cec" else named[::-1]), "left", rater)
+        for named in (("w0", "w1"), ("w2", "w3"), ("w4", "w5"), ("w6", "w7"), ("w8", "w9"))
+        for rater in ("ann", "bob", "cec")
+    ]
+    for seed in range(20):
+        out = network._apart(Answers(tuple(pairs)), 0.2, np.random.default_rng(seed))
+        held, learned = ({frozenset((p.left, p.right)) for p, o in zip(pairs, out, strict=True) if o is side}
+                         for side in (np.True_, np.False_))  # fmt: skip
+        assert not held & learned
+        assert out.sum() == 3
+
+
+def test_where_everything_is_linked_nothing_can_be_held_out():
+    said = Answers((Pair("a", "b", "left", "ann"),) * 20, (Ranking(("a", "b", "c"), "ann"),))
+    with pytest.raises(InputError, match="all are about the same user-weeks, or linked by rankings"):
+        network._apart(said, 0.2, np.random.default_rng(0))
+
+
+def test_test_users_move_no_unit(table_of):
+    """Their rewards times ten: the reward of everybody else stays what it was."""
+    table = log(table_of)
+    split = np.where(table.user % 3 == 0, 2, 0).astype(np.int8)
+    louder = table.reward.copy()
+    louder[split == 2] *= 10
+    plain = replace(table, split=split)
+    other = replace(plain, reward=louder)
+    weeks = weeks_of(plain, 7.0, plain.split != 2)
+    said = answered(weeks, weeks.totals @ WEIGHTS, 60, 1)
+    first, second = (
+        fit([(each, weeks)], said, replace(NetworkConfig(), steps=40, members=2), 3) for each in (plain, other)
+    )
+    mine = component(add_to("a", first), plain)[split == 0]
+    assert np.array_equal(mine, component(add_to("b", second), other)[split == 0])
+
+
+def add_to(name, fitted):
+    from models.rewards.store import Stored
+
+    return Stored(name, 1, "network", fitted.facts, fitted.tensors)

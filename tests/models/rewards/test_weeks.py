@@ -140,3 +140,31 @@ def unknown_week(weeks: Weeks) -> None:
 def test_bad_input(table_of: Callable[..., Transitions], call: Callable[[Transitions], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         call(week(table_of))
+
+
+def test_a_week_of_another_length_has_another_name(table_of: Callable[..., Transitions]) -> None:
+    """Else answers about weeks would be read as answers about their first days."""
+    table = table_of([0] * 8, state=np.zeros(8), reward=np.arange(8.0))
+    weeks, single = weeks_of(table, 7.0), weeks_of(table, 1.0)
+    assert weeks.start[0] == single.start[0]
+    assert not set(weeks.id) & set(single.id)
+
+
+def test_what_differs_by_the_rounding_of_sums_alone_is_equal(table_of: Callable[..., Transitions]) -> None:
+    """300 weeks of 21 rows of a third: 7 each, whatever was summed before; and a real difference stays one."""
+    rows, users = 22, 300
+    reward = np.stack([np.full(rows * users, 1 / 3), np.zeros(rows * users)], axis=1)
+    reward[0, 1] = 1e-6
+    reward[5, 1] = 1.0
+    table = table_of(
+        np.repeat(np.arange(users), rows).tolist(),
+        state=np.zeros(rows * users),
+        reward=reward,
+        decided_at=np.tile(np.arange(rows) * DAY // 3, users),
+        elapsed_days=np.full(rows * users, 1 / 3),
+    )
+    found = weeks_of(table, 7.0)
+    assert len(found.id) == users
+    assert len(set(found.totals[:, 0])) == 1
+    assert found.totals[0, 0] == pytest.approx(7.0, rel=1e-11)
+    assert found.totals[0, 1] == pytest.approx(1 + 1e-6, rel=1e-11)
