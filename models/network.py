@@ -1,7 +1,7 @@
 """A population of P multilayer perceptrons as one batched network, and the affine maps on either side of it."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -101,6 +101,20 @@ def predicted(network: Population, state: Tensor) -> NDArray[np.float64]:
     parts = torch.split(state, max(1, 2**18 // network.members))
     heads = [network.heads(part.float().unsqueeze(0)).cpu() for part in parts]
     return torch.cat(heads, dim=1).numpy().astype(np.float64)
+
+
+def restored(parts: Mapping[str, Tensor], actions: int) -> Population:
+    """The population whose `state_dict` is `parts`, no longer trained."""
+    layers = range(sum(name.startswith("weights.") for name in parts))
+    return Population(
+        [parts[f"weights.{layer}"] for layer in layers],
+        [parts[f"biases.{layer}"] for layer in layers],
+        parts["mean"],
+        parts["std"],
+        parts["shift"],
+        parts["scale"],
+        actions,
+    ).requires_grad_(False)
 
 
 def together(members: Sequence[Population]) -> Population:

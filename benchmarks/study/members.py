@@ -16,7 +16,7 @@ from models import checkpoint
 from models.batch import Held, rows_of
 from models.learn import learn
 from models.members import Learner, Member
-from models.network import Population, together
+from models.network import restored, together
 from models.table import Transitions
 from models.train import Run, prepare
 from models.training import TrainConfig
@@ -142,7 +142,6 @@ def save(acting: dict[str, Acting], place: Path) -> None:
     facts = {
         "names": list(acting),
         "weights": [each.weights.tolist() for each in acting.values()],
-        "layers": len(whole.weights),
         "actions": whole.actions,
     }
     checkpoint.write(place, tensors, facts)
@@ -152,15 +151,6 @@ def save(acting: dict[str, Acting], place: Path) -> None:
 def load(place: Path) -> dict[str, Acting]:
     """The members that `save` left."""
     tensors, facts = checkpoint.read(place)
-    layers = range(facts["layers"])
-    whole = Population(
-        [tensors[f"weights.{layer}"] for layer in layers],
-        [tensors[f"biases.{layer}"] for layer in layers],
-        tensors["mean"],
-        tensors["std"],
-        tensors["shift"],
-        tensors["scale"],
-        facts["actions"],
-    )
+    whole = restored(tensors, facts["actions"])
     weights: list[NDArray[np.float64]] = [np.array(each) for each in facts["weights"]]
     return {name: Acting(name, whole.member(m), weights[m]) for m, name in enumerate(facts["names"])}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.contract import SPLITS
 from models.errors import InputError
-from models.network import Population, initial, predicted
+from models.network import Population, initial, predicted, restored
 from models.optimise import Descent
 from models.rewards.store import Stored
 from models.rewards.success import GoalConfig, Sets
@@ -111,18 +111,8 @@ def classifier_of(stored: Stored) -> Classifier:
     """Raises InputError where the stored reward is no goal classifier."""
     if stored.kind != KIND:
         raise InputError(f"learned:{stored.name}: kind is {stored.kind!r}; {KIND!r} is needed here.")
-    parts, facts = stored.tensors, stored.facts
-    layers = range(sum(name.startswith("weights.") for name in parts))
-    network = Population(
-        [parts[f"weights.{layer}"] for layer in layers],
-        [parts[f"biases.{layer}"] for layer in layers],
-        parts["mean"],
-        parts["std"],
-        parts["shift"],
-        parts["scale"],
-        1,
-    )
-    return Classifier(tuple(facts["features"]), network.requires_grad_(False), facts["slope"], facts["intercept"])
+    facts, network = stored.facts, restored(stored.tensors, 1)
+    return Classifier(tuple(facts["features"]), network, facts["slope"], facts["intercept"])
 
 
 def places(table: Transitions, features: tuple[str, ...]) -> list[int]:

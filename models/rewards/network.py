@@ -22,7 +22,7 @@ from torch import Tensor
 
 from models.contract import SPLITS
 from models.errors import InputError
-from models.network import Population, initial, predicted
+from models.network import Population, initial, predicted, restored
 from models.optimise import Descent
 from models.rewards.answers import Answers
 from models.rewards.choices import Compared as Pairs
@@ -155,17 +155,7 @@ def network_of(stored: Stored) -> Population:
     """The members, standardised. Raises InputError where the stored reward is no network."""
     if stored.kind != KIND:
         raise InputError(f"learned:{stored.name}: kind is {stored.kind!r}; {KIND!r} is needed here.")
-    tensors = stored.tensors
-    layers = range(sum(name.startswith("weights.") for name in tensors))
-    return Population(
-        [tensors[f"weights.{layer}"] for layer in layers],
-        [tensors[f"biases.{layer}"] for layer in layers],
-        tensors["mean"],
-        tensors["std"],
-        tensors["shift"],
-        tensors["scale"],
-        1,
-    ).requires_grad_(False)
+    return restored(stored.tensors, 1)
 
 
 def slopes(stored: Stored, table: Transitions) -> dict[str, tuple[float, float, float]]:

@@ -13,6 +13,7 @@ from models.blocks import Block, blocks_of
 from models.distributed import Group
 from models.learn import learn
 from models.members import Learner, Member
+from models.network import restored
 from models.train import Run, prepare
 from models.training import TrainConfig
 from models.watch import Seen, reach_within
@@ -169,3 +170,12 @@ def test_the_order_of_members_does_not_matter(run) -> None:
     straight = updated(run, members)
     for place, found in zip(order, updated(run, [members[place] for place in order]), strict=True):
         assert_close(found, straight[place], members[place].name)
+
+
+def test_a_population_is_restored_from_its_state(run) -> None:
+    network = in_blocks(run, run.members())[0].networks.online
+    again = restored(dict(network.state_dict()), network.actions)
+    state = torch.rand(5, len(network.mean))
+    assert torch.equal(again(state), network(state))
+    assert again.members == network.members > 1
+    assert not any(each.requires_grad for each in again.parameters())
