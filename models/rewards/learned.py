@@ -4,7 +4,6 @@ The table itself never holds one, so that no ETL waits for a reward and a new ve
 """
 
 import hashlib
-import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -90,8 +89,15 @@ def component(stored: Stored, table: Transitions) -> NDArray[np.float64]:
     found: NDArray[np.float64]
     if stored.kind == "weights":
         found = seen.reward @ np.array([stored.facts["weights"][name] for name in seen.contract.rewards])
+    elif stored.kind == "network":
+        # Both bring torch along, which an executor needs for these alone.
+        from models.rewards import network
+
+        found = network.component(stored, seen)
     else:
-        found = np.asarray(importlib.import_module(f"models.rewards.{stored.kind}").component(stored, seen), np.float64)
+        from models.rewards import goal
+
+        found = goal.component(stored, seen)
     wrong = np.flatnonzero(~np.isfinite(found))
     if len(wrong):
         raise InputError(

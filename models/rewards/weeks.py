@@ -1,7 +1,7 @@
 """User-weeks: the stretches of a log that people compare, and what each of them earned."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,8 +88,8 @@ def weeks_of(table: Transitions, days: float = 7.0, rows: NDArray[np.bool_] | No
     first, end, start, who = first[whole], end[whole], start[whole], user[begin][whole]
     named = [f"{table.user_id[u]}\0{t}\0{length}" for u, t in zip(who, start, strict=True)]
     ids = np.array([hashlib.sha256(each.encode()).hexdigest()[:ID_LENGTH] for each in named], dtype=object)
-    found = Weeks(ids, who, start, first, end, np.zeros((0, 0)), np.zeros(0))
-    return Weeks(ids, who, start, first, end, _settled(found.sums(table.reward)), found.sums(table.elapsed_days))
+    bare = Weeks(ids, who, start, first, end, np.zeros((0, 0)), np.zeros(0))
+    return replace(bare, totals=_settled(bare.sums(table.reward)), days=bare.sums(table.elapsed_days))
 
 
 def _settled(totals: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -69,15 +69,12 @@ def loop(
     run_loop(loaded(config, overrides), name, rounds, pairs, config)
 
 
-Name = Annotated[str, typer.Argument(help="What the learned reward is called, as in `learned:NAME`.")]
-
-
 @app.command()
-def goal(config: ConfigPath, name: Name, set_: Overrides = None) -> None:
+def goal(config: ConfigPath, name: RewardName, overrides: Overrides = None) -> None:
     """Learn how likely a state is one worth being in, as learned.goal says; a new version of the reward."""
     from pipelines.rewards.goals import run_goal
 
-    run_goal(loaded(config, set_), name)
+    run_goal(loaded(config, overrides), name)
 
 
 @app.command()

@@ -78,13 +78,11 @@ def test_a_version_is_asked_in_the_order_it_was_learned_in(
     )  # fmt: skip
     seen = []
 
-    class Network:
-        @staticmethod
-        def component(stored: store.Stored, table: Transitions) -> Any:
-            seen.append(table)
-            return np.zeros(len(table.user))
+    def paid(stored: store.Stored, table: Transitions) -> Any:
+        seen.append(table)
+        return np.zeros(len(table.user))
 
-    monkeypatch.setattr("models.rewards.learned.importlib.import_module", lambda _: Network)
+    monkeypatch.setattr("models.rewards.network.component", paid)
     facts = {"actions": ["hold", "push", "send"], "features": ["f1", "f0"], "rewards": ["r1"]}
     component(store.add(tmp_path, "net", "network", facts, {}), log)
     (found,) = seen
@@ -116,12 +114,7 @@ def test_what_a_log_cannot_give_is_named(
 
 
 def test_a_nan_from_a_network_is_refused(log: Transitions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Network:
-        @staticmethod
-        def component(*_: object) -> Any:
-            return np.array([0.0, np.nan, 1.0])
-
-    monkeypatch.setattr("models.rewards.learned.importlib.import_module", lambda _: Network)
+    monkeypatch.setattr("models.rewards.network.component", lambda *_: np.array([0.0, np.nan, 1.0]))
     with pytest.raises(InputError, match=r"learned:net: version 1 pays nan at 1 of 3 rows, first at row 1 of user u0"):
         component(store.add(tmp_path, "net", "network", {}, {}), log)
 
