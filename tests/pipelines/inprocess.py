@@ -12,7 +12,10 @@ from unittest.mock import patch
 import pyarrow as pa
 from pyspark.sql.pandas.types import to_arrow_schema
 
+from pipelines import simulate as lake
+from pipelines.config import Config
 from pipelines.etl import flow, quality
+from policies.simulator import simulate
 
 Kernel = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 
@@ -90,3 +93,12 @@ def in_process(judged: bool = False) -> Iterator[Any]:
     """A session for `run_etl` without Spark, and unless `judged` without the quality suites."""
     with patch.object(flow, "DataFrame", Frame), nullcontext() if judged else unjudged():
         yield Session()
+
+
+def simulated_log(config: Config) -> None:
+    """The raw log of the configuration's world, and its transitions."""
+    assert config.simulate is not None
+    tables = lake.tables(simulate(config.simulate, config.seed))
+    lake.write(tables, {name: getattr(config.data, name).path for name in tables})
+    with in_process() as session:
+        flow.run_etl(session, config)

@@ -17,7 +17,6 @@ from models.rewards import store
 from models.rewards.goal import Classifier
 from models.rewards.learned import component
 from pipelines import abtesting, jobs, reading
-from pipelines import simulate as lake
 from pipelines.config import Config, validate
 from pipelines.etl.flow import run_etl
 from pipelines.inprocess import transitions_of
@@ -26,7 +25,7 @@ from pipelines.rewards import watching
 from pipelines.rewards.goals import run_goal
 from policies.simulator import simulate
 from tests.models.rewards.test_goal import linear
-from tests.pipelines.inprocess import in_process
+from tests.pipelines.inprocess import in_process, simulated_log
 from tests.pipelines.test_road import small
 
 REWARDS = ["sends", "learned:taste", "clicks", "visits", "weekly_active_days", "disables"]
@@ -50,11 +49,7 @@ def rewarded(config: Config) -> Config:
 def logged(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A small log, its transitions, and two learned rewards."""
     config = config_of(tmp_path_factory.mktemp("reading"))
-    assert config.simulate is not None
-    log = simulate(config.simulate, config.seed)
-    lake.write(lake.tables(log), {name: config.run_dir.parent / "lake" / name for name in lake.tables(log)})
-    with in_process() as session:
-        run_etl(session, config)
+    simulated_log(config)
     return rewarded(config)
 
 

@@ -11,14 +11,12 @@ from models.errors import InputError
 from models.rewards import store
 from models.rewards.goal import component
 from pipelines import jobs, reading
-from pipelines import simulate as lake
 from pipelines.cli import app
 from pipelines.config import Config, validate
 from pipelines.etl.flow import run_etl
 from pipelines.rewards import goals
 from pipelines.rewards.goals import policy_of, run_goal
-from policies.simulator import simulate
-from tests.pipelines.inprocess import in_process
+from tests.pipelines.inprocess import in_process, simulated_log
 from tests.pipelines.test_road import sections, small
 
 RULE = {"success": ["visits_7d >= 2"], "rounds": 1, "steps": 60, "visited": 300}
@@ -34,12 +32,7 @@ def config_of(folder: Path, goal: dict[str, Any], **changes: Any) -> Config:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small log and its transitions."""
     place = tmp_path_factory.mktemp("goals")
-    config = config_of(place, RULE)
-    assert config.simulate is not None
-    log = simulate(config.simulate, config.seed)
-    lake.write(lake.tables(log), {name: place / "lake" / name for name in lake.tables(log)})
-    with in_process() as session:
-        run_etl(session, config)
+    simulated_log(config_of(place, RULE))
     return place
 
 

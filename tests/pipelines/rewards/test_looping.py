@@ -18,9 +18,7 @@ from models.rewards.logs import renamed, stacked
 from models.rewards.weeks import Weeks, weeks_of
 from models.table import Transitions
 from pipelines import reading
-from pipelines import simulate as lake
 from pipelines.config import Config, validate
-from pipelines.etl.flow import run_etl
 from pipelines.inprocess import transitions_of
 from pipelines.rewards import loop_asked, watching, weights_page
 from pipelines.rewards.fitting_network import run_network, shown
@@ -28,7 +26,7 @@ from pipelines.rewards.loop_simulated import Simulated
 from pipelines.rewards.looping import AnswersNeeded, run_loop
 from policies.hacking import WRITTEN
 from policies.simulator import simulate
-from tests.pipelines.inprocess import in_process
+from tests.pipelines.inprocess import simulated_log
 from tests.pipelines.test_road import small
 
 RATER = {"clicks": 3.0, "weekly_active_days": 0.5, "sends": -0.2, "visits": 0.1}
@@ -111,11 +109,7 @@ def test_a_killed_loop_goes_on_to_the_same_end(tmp_path: Path, monkeypatch: pyte
 def logged(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A log and its transitions, where a person has to answer."""
     config = config_of(tmp_path_factory.mktemp("asked"))
-    assert config.simulate is not None
-    log = simulate(config.simulate, config.seed)
-    lake.write(lake.tables(log), {name: config.run_dir.parent / "lake" / name for name in lake.tables(log)})
-    with in_process() as session:
-        run_etl(session, config)
+    simulated_log(config)
     return config
 
 
