@@ -21,8 +21,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 
 from models import propensities
 from models.errors import InputError
-from models.rewards.learned import LearnedRewards
-from models.table import CLICKED, MICROSECONDS_PER_DAY, Transitions, columns_of, from_rows, span
+from models.table import CLICKED, MICROSECONDS_PER_DAY, Extension, Transitions, columns_of, from_rows, span
 from pipelines import reading
 from pipelines.config import Config
 from pipelines.etl import store
@@ -59,7 +58,7 @@ class Log:
     """End of the last interval, us."""
     tested: list[str] | None
     """First and last decision of the test users, ISO; None where there are none."""
-    learned: LearnedRewards | None = None
+    learned: Extension | None = None
     """Components that are computed of the rows."""
 
     @classmethod
@@ -69,7 +68,7 @@ class Log:
         Raises InputError where a table, a version or a column is missing, no row is usable, or the estimates were made
         for another version.
         """
-        shards, learned = reading.shards(config, lineage), reading.learned_rewards(config, lineage)
+        shards = reading.shards(config, lineage)
         columns = [*columns_of(config.logged_contract), "bucket"]
         columns += [CLICKED] if CLICKED in shards.dataset.schema.names else []
         rows = _files(spark, config.transitions_path, shards.version).where("usable").select(*columns)
@@ -88,7 +87,9 @@ class Log:
         counted = dict(zip(buckets, counts, strict=True))
         earliest, latest = ([each for each in column if each is not None] for column in judged)
         window = span(min(earliest), max(latest)) if earliest else None
-        return cls(rows, config, shards.version, estimates, counted, min(first), max(last), max(ends), window, learned)
+        return cls(
+            rows, config, shards.version, estimates, counted, min(first), max(last), max(ends), window, shards.extension
+        )
 
     def sample(self) -> Transitions:
         """Whole buckets in random order, as many as have at most evaluate.fit_rows rows together, and one at least."""
