@@ -20,8 +20,9 @@ from models.optimise import Descent, follow
 from models.recorded import Recorded, products
 from models.training import TrainConfig
 
-CACHE_BYTES = 2**21
-"""Of activations, about, that a core keeps near: members beyond that are updated after one another on a CPU."""
+LAYER_BYTES = 2**23
+"""Of a layer's activations, at most, that a CPU thread computes together: the more, the fewer operations it launches,
+for which threads wait on Python and on one another; beyond that, launching is nothing beside waiting for memory."""
 FREED_BYTES = 31 * 2**20
 """glibc learns from blocks of up to 32 MiB."""
 
@@ -90,13 +91,13 @@ def blocks_of(
     feed: Feed,
     level: Tensor,
 ) -> list[Block]:
-    """The members in their order, neighbours of one kind together; on a CPU as many as the caches of a core hold, and
-    few enough for every thread to have a block.
+    """The members in their order, neighbours of one kind together; on a CPU as many as LAYER_BYTES hold, and few enough
+    for every thread to have a block.
 
     `level` [P, K] is what each member's heads start at, in units of sigma.
     """
     device, actions, widest = feed.data.state.device, int(feed.data.legal.shape[1]), max(config.hidden)
-    room = max(1, CACHE_BYTES // (4 * widest * config.batch_size))
+    room = max(1, LAYER_BYTES // (4 * widest * config.batch_size))
     most = len(members) if device.type == "cuda" else min(room, -(-len(members) // config.threads))
     found, start = [], 0
     for stop in range(1, len(members) + 1):

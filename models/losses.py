@@ -42,7 +42,7 @@ def double_q_target(
     `reward_t` [P, B, K], `discount_t` [P, B] (`discount_of`), `q_online_tp1` [P, B, A] scalarised, `heads_target_tp1`
     [P, B, A, K] of the target network, `legal_tp1` [P, B, A]. Source: van Hasselt, Guez and Silver 2016.
     """
-    a_tp1 = q_online_tp1.masked_fill(~legal_tp1, -torch.inf).argmax(dim=-1)
+    a_tp1 = q_online_tp1.masked_fill(~legal_tp1, -torch.inf).max(dim=-1).indices
     return (reward_t + discount_t.unsqueeze(-1) * heads_at(heads_target_tp1, a_tp1)).detach()
 
 
@@ -70,18 +70,15 @@ def cql_penalty(q_t: Tensor, a_t: Tensor, legal_t: Tensor, credit: Tensor | None
 
     `q_t` [P, B, A], `a_t` [P, B], `legal_t` [P, B, A], `credit` [P]: 1 (by default) is the form of Kumar et al. 2020,
     eq. 4, with the entropy regulariser; 0 only pushes down (eq. 1). A row whose logged action is illegal (a configured
-    constraint forbids what the log did) earns no credit and, where credit is due, counts 0: its logged action is not
-    among those compared, and pulling it up would have no bound. With logits for q and credit 1 this is the negative
-    log-likelihood of the log.
+    constraint forbids what the log did) counts (1 - credit) times its logsumexp, so 0 where credit is due: its logged
+    action is not among those compared, and pulling it up would have no bound. With logits for q and credit 1 this is
+    the negative log-likelihood of the log.
     """
     everything = q_t.masked_fill(~legal_t, -torch.inf).logsumexp(dim=-1)
     at = a_t.unsqueeze(-1)
-    logged, comparable = q_t.gather(-1, at).squeeze(-1), legal_t.gather(-1, at).squeeze(-1)
-    if credit is None:
-        return torch.where(comparable, everything - logged, torch.zeros_like(logged)).mean(dim=-1)
-    given = credit.unsqueeze(-1)
-    gap = torch.where(comparable, everything - given * logged, (1 - given) * everything)
-    return gap.mean(dim=-1)
+    # An illegal logged action stands for all legal ones: credited in full, nothing is left of its row.
+    logged = torch.where(legal_t.gather(-1, at), q_t.gather(-1, at), everything.unsqueeze(-1)).squeeze(-1)
+    return (everything - (logged if credit is None else credit.unsqueeze(-1) * logged)).mean(dim=-1)
 
 
 def expectile_loss(q_t: Tensor, v_t: Tensor, weights: Tensor, expectile: Tensor, counts_t: Tensor) -> Tensor:

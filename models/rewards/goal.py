@@ -168,7 +168,7 @@ def loss(network: Population, x: Tensor, goal: Tensor, config: GoalConfig, rng: 
         half = x.shape[1] // 2
         share_of = torch.from_numpy(rng.random((x.shape[0], half, 1))).float()
         between = (share_of * x[:, :half] + (1 - share_of) * x[:, half : 2 * half]).detach().requires_grad_(True)
-        (slope,) = torch.autograd.grad(network.heads(between).sum(), between, create_graph=True)
+        (slope,) = torch.autograd.grad(network.layers(between).sum(), between, create_graph=True)
         total = total + config.gradient_penalty * slope.square().sum(dim=2).mean(dim=1)
     return total
 

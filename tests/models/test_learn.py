@@ -279,7 +279,7 @@ def test_a_killed_run_goes_on_with_another_number_of_threads(
     world, tmp_path: Path, monkeypatch: Any, before: int, after: int
 ) -> None:
     """Which members are updated together depends on it; room here for one or two in each block."""
-    monkeypatch.setattr(blocks, "CACHE_BYTES", 2 * 4 * 8 * 32)
+    monkeypatch.setattr(blocks, "LAYER_BYTES", 2 * 4 * 8 * 32)
     table = split_log(world)
     run = prepare(table, CONFIG, 0, progress=False)
     whole, keep = learned(run), Keep(tmp_path / "learn.safetensors", {"data": "x"})

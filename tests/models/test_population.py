@@ -127,10 +127,10 @@ def test_curves_and_what_is_kept_are_those_of_one_alone(run) -> None:
 @pytest.mark.parametrize(("room", "blocks"), [(1, 18), (3, 8), (1000, 4)])
 def test_blocks_are_the_same_population(run, monkeypatch, room, blocks) -> None:
     members = drawing(run, "by seed")
-    monkeypatch.setattr(models.blocks, "CACHE_BYTES", 2**40)
+    monkeypatch.setattr(models.blocks, "LAYER_BYTES", 2**40)
     whole = updated(run, members)
     # Room for so many members: 4 bytes x the widest layer x the minibatch each.
-    monkeypatch.setattr(models.blocks, "CACHE_BYTES", room * 4 * 16 * 32)
+    monkeypatch.setattr(models.blocks, "LAYER_BYTES", room * 4 * 16 * 32)
     found = in_blocks(run, members)
     # Double DQN with and without penalty, iql, awr, and Double DQN again: 8, 4, 4 and 2 members.
     assert len(found) == blocks
@@ -143,7 +143,7 @@ def test_blocks_are_the_same_population(run, monkeypatch, room, blocks) -> None:
 def test_what_blocks_keep_is_in_the_order_of_the_members(run, monkeypatch) -> None:
     members = run.members()
     whole = updated(run, members)
-    monkeypatch.setattr(models.blocks, "CACHE_BYTES", 3 * 4 * 16 * 32)
+    monkeypatch.setattr(models.blocks, "LAYER_BYTES", 3 * 4 * 16 * 32)
     for member, seen, wanted in zip(members, learned(run, members), whole, strict=True):
         assert seen.kept is not None
         acts = "actor" if member.actor else "online"
