@@ -22,7 +22,7 @@ from models.training import TrainConfig
 
 LAYER_BYTES = 2**23
 """Of a layer's activations, at most, that a CPU thread computes together: the more, the fewer operations it launches,
-for which threads wait on Python and on one another; beyond that, launching is nothing beside waiting for memory."""
+for which threads wait on Python and on one another."""
 FREED_BYTES = 31 * 2**20
 """glibc learns from blocks of up to 32 MiB."""
 

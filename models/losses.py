@@ -42,6 +42,7 @@ def double_q_target(
     `reward_t` [P, B, K], `discount_t` [P, B] (`discount_of`), `q_online_tp1` [P, B, A] scalarised, `heads_target_tp1`
     [P, B, A, K] of the target network, `legal_tp1` [P, B, A]. Source: van Hasselt, Guez and Silver 2016.
     """
+    # Not argmax, which on a CPU takes many times as long where an action's q lie side by side over the batch.
     a_tp1 = q_online_tp1.masked_fill(~legal_tp1, -torch.inf).max(dim=-1).indices
     return (reward_t + discount_t.unsqueeze(-1) * heads_at(heads_target_tp1, a_tp1)).detach()
 

@@ -58,7 +58,7 @@ class Population(nn.Module):
         h = x.expand(self.members, *x.shape[1:])
         if h.is_cuda or torch.compiler.is_compiling():
             return self.layers(h)
-        outputs: Tensor = _OnCPU.apply(h, *self.weights, *self.biases)  # type: ignore[no-untyped-call]
+        outputs: Tensor = _OnCPU.apply(torch.is_grad_enabled(), h, *self.weights, *self.biases)  # type: ignore[no-untyped-call]
         return outputs.reshape(*outputs.shape[:-1], self.actions, -1)
 
     def layers(self, x: Tensor) -> Tensor:
@@ -101,17 +101,18 @@ class _OnCPU(torch.autograd.Function):
 
     What is written is in a core's cache for the next pass over it, so bias, ReLU and ReLU's gradient are applied where
     it lies. The last layer is a few columns wide: its product with rows and columns exchanged takes a quarter of the
-    time, and leaves each head as one piece of memory for what follows.
+    time where they are two, and leaves each head as one piece of memory for what follows.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, differentiated: bool, x: Tensor, *parameters: Tensor) -> Tensor:
+        # Told by the caller: in here no gradients are ever enabled, and a parameter that wants one says so regardless.
         depth = len(parameters) // 2
         weights, biases = parameters[:depth], parameters[depth:]
         h, kept = x, [x]
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
             h = torch.bmm(h, weight).add_(bias).relu_()
-            if any(ctx.needs_input_grad):
+            if differentiated:
                 kept.append(h)
         ctx.save_for_backward(*kept, *weights)
         return torch.bmm(weights[-1].mT.contiguous(), h.mT).add_(biases[-1].mT).mT
@@ -127,17 +128,17 @@ class _OnCPU(torch.autograd.Function):
         d: Tensor | None = gradient
         for layer in reversed(range(depth)):
             assert d is not None
-            h, narrow = inputs[layer], layer == depth - 1
+            h, last = inputs[layer], layer == depth - 1
             # In the parameter's own layout: Adam's kernel reads the gradient as one piece of memory.
-            of_weights.append(torch.bmm(d.mT, h).mT.contiguous() if narrow else torch.bmm(h.mT, d))
+            of_weights.append(torch.bmm(d.mT, h).mT.contiguous() if last else torch.bmm(h.mT, d))
             of_biases.append(d.sum(dim=1, keepdim=True))
-            if layer == 0 and not ctx.needs_input_grad[0]:
+            if layer == 0 and not ctx.needs_input_grad[1]:
                 d = None
                 continue
             d = torch.bmm(d, weights[layer].mT)
             if layer:
                 torch.ops.aten.threshold_backward.grad_input(d, h, 0, grad_input=d)
-        return d, *reversed(of_weights), *reversed(of_biases)
+        return None, d, *reversed(of_weights), *reversed(of_biases)
 
 
 @torch.no_grad()
