@@ -46,7 +46,7 @@ console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 SOURCE = Source(Path("configs/demo.toml"))
 TRUTH = {"sends": -0.17, "clicks": 1.0, "visits": 0.05, "weekly_active_days": 0.5, "disables": -2.0}
-"""The weights of configs/demo.toml, and a little for a visit."""
+"""Of the rater that is to be found, per raw unit, on the scale of the rater's own noise."""
 PAIRS, BATCH, OTHERS, RESAMPLES = 200, 10, 4000, 2000
 COVERAGE, WIDTH = (0.93, 0.97), 1.25
 MEASURES = ("cosine", "accuracy")
