@@ -1,14 +1,26 @@
 """Transitions that do not fit: one bucket of whole users after another passes through a buffer on the device.
 
-The buffer is a ring of rows. Every so many updates (as many as draw a bucket's number of rows) the next bucket, read
-ahead by a thread, takes the place of the oldest; minibatches are drawn from all that the buffer holds. So in one pass
-over the log each row is drawn once on average, beside rows of other users, and memory is that of the buffer and of two
-buckets, however many there are. Which rows the buffer holds is a function of the update's number alone.
+The buffer has K places of equal size, each for a bucket. At every turn the next bucket, read ahead by a thread, takes
+the place of the oldest, so that each stays for K turns; minibatches are drawn from all that the buffer holds. A turn
+lasts as long as W / K of W rows take to draw, the W that may be drawn during it: a row is then drawn 1 / K times a turn
+and once a stay on average, whatever the sizes of its bucket and of those beside it. Buckets come in a new order in
+every pass over the log.
+
+Exact is that all W rows of a turn are equally likely, and that all stays are K turns but those of the first K - 1
+buckets, which are there from the beginning. Approximate is how long turns last: they begin at whole blocks of `AHEAD`
+updates, half a block off at most, an error that is not carried on and differs from pass to pass. Where a bucket has
+fewer rows than a block draws, turns last one block on average, and a row is drawn more than once a stay, as often as
+every other.
+
+Memory is that of the buffer and of two buckets, however many there are. Which rows the buffer holds is a function of
+the update's number alone.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -76,13 +88,9 @@ class Slot:
     start: int
     rows: int
 
-    def meets(self, other: "Slot") -> bool:
-        """Whether the two would lie on each other."""
-        return self.start < other.start + other.rows and other.start < self.start + self.rows
-
 
 class Pool:
-    """A `Feed` whose buffer holds `capacity` rows at a time; a context that ends its reading thread."""
+    """A `Feed` whose buffer holds at most `capacity` rows at a time; a context that ends its reading thread."""
 
     def __init__(
         self, shards: Shards, found: Survey, capacity: int, batch_size: int, seed: int, device: torch.device,
@@ -90,20 +98,23 @@ class Pool:
     ) -> None:  # fmt: skip
         """Raises InputError where the largest bucket is more than half of `capacity`."""
         largest = max(found.rows, key=lambda bucket: found.rows[bucket])
-        if 2 * found.rows[largest] > capacity:
+        most, total = found.rows[largest], sum(found.rows.values())
+        if 2 * most > capacity:
             raise InputError(
-                f"train.stream_rows is {capacity:,}, but bucket {largest} alone has {found.rows[largest]:,} rows: a "
+                f"train.stream_rows is {capacity:,}, but bucket {largest} alone has {most:,} rows: a "
                 "buffer holds two buckets or more; raise it, or make the table with more etl.buckets."
             )
         self.shards, self.found, self.seed, self.device, self.half = shards, found, seed, device, half
+        self.whole = total <= capacity
+        self.slots = len(found.rows) if self.whole else capacity // most
+        self.capacity = total if self.whole else self.slots * most
+        self.orders: list[list[int]] = []
+        first = [found.rows[self._visited(visit)] for visit in range(self.slots)]
+        self.starts = [0, *accumulate(first)][:-1] if self.whole else list(range(0, self.capacity, most))
         mean = sum(found.target.values()) / len(found.target)
-        self.every = AHEAD * max(1, round(mean / batch_size / AHEAD))
-        self.capacity = min(capacity, sum(found.rows.values()))
-        self.order: list[int] = np.random.default_rng(seed).permutation(list(found.rows)).tolist()
-        self.turn = self.visits = 0
-        self.held: list[Slot] = []
-        while self.visits < len(found.rows) and not any(each.meets(self._next()) for each in self.held):
-            self._put(self._next())
+        # Rows of a turn to an update of it: K minibatches, or as many rows as let an average turn last for a block.
+        self.pace = self.slots * min(batch_size, mean / AHEAD)
+        self.begins, self.passed = [0], 0
         self.eligible: dict[int, Tensor] = {}
         self.reader = ThreadPoolExecutor(1)
         self.ahead: tuple[int, Future[tuple[Resident, Tensor]]] | None = None
@@ -132,37 +143,54 @@ class Pool:
         self.reader.shutdown(wait=True, cancel_futures=True)
 
     def turns(self, steps: int) -> Sequence[int]:
-        """Every so many updates, unless the buffer holds everything."""
-        whole = self.capacity == sum(self.found.rows.values())
-        return () if whole else range(self.every, steps, self.every)
+        """The updates at which a bucket is replaced, several where a turn is too short to be drawn from; none where the
+        buffer holds everything."""
+        if self.whole:
+            return ()
+        self._turn(steps)
+        return [begin for begin in self.begins if 0 < begin < steps]
 
     def advance(self, step: int) -> None:
         """Load what update `step` draws from and is not there yet, and begin to read what comes next."""
-        while self.turn < step // self.every and self.turns(step + 1):
-            self._put(self._next())
-            self.turn += 1
-        for slot in self.held:
+        turn = 0 if self.whole else self._turn(step)
+        held = self._held(turn)
+        for slot in held:
             if slot.visit not in self.eligible:
                 self._load(slot)
-        self.eligible = {slot.visit: self.eligible[slot.visit] for slot in self.held}
-        self.places = torch.cat([slot.start + self.eligible[slot.visit] for slot in self.held]).to(self.device)
-        bucket = self._next().bucket
-        if self.turns(step + self.every + 1) and (self.ahead is None or self.ahead[0] != bucket):
-            self.ahead = (bucket, self.reader.submit(self._read, bucket))
+        self.eligible = {slot.visit: self.eligible[slot.visit] for slot in held}
+        self.places = torch.cat([slot.start + self.eligible[slot.visit] for slot in held]).to(self.device)
+        following = turn + self.slots
+        if not self.whole and (self.ahead is None or self.ahead[0] != following):
+            self.ahead = (following, self.reader.submit(self._read, self._visited(following)))
 
-    def _next(self) -> Slot:
-        """The bucket whose turn it is, behind the newest; from the start of the buffer where it does not fit there."""
-        bucket = self._visited(self.visits)
-        rows, end = self.found.rows[bucket], self.held[-1].start + self.held[-1].rows if self.held else 0
-        return Slot(self.visits, bucket, end if end + rows <= self.capacity else 0, rows)
+    def _turn(self, step: int) -> int:
+        """The turn that update `step` is in; the last of those that begin there."""
+        while self.begins[-1] <= step:
+            self.passed += sum(self.found.target[slot.bucket] for slot in self._held(len(self.begins) - 1))
+            self.begins.append(AHEAD * round(self.passed / self.pace / AHEAD))
+        return bisect_right(self.begins, step) - 1
 
-    def _put(self, slot: Slot) -> None:
-        self.held = [*(each for each in self.held if not each.meets(slot)), slot]
-        self.visits += 1
+    def _held(self, turn: int) -> list[Slot]:
+        """What the buffer holds during a turn: K buckets in the order of their visits."""
+        found = []
+        for visit in range(turn, turn + self.slots):
+            bucket = self._visited(visit)
+            found.append(Slot(visit, bucket, self.starts[visit % self.slots], self.found.rows[bucket]))
+        return found
 
     def _visited(self, visit: int) -> int:
-        """The bucket of a visit: in one random order, pass after pass, so that none is in the buffer twice."""
-        return self.order[visit % len(self.order)]
+        """The bucket of a visit: all of them in every pass, in an order of its own.
+
+        Only those of one part of a pass, at most n - K + 1 of n, change places: so none is in the buffer twice.
+        """
+        buckets = list(self.found.rows)
+        number, place = divmod(visit, len(buckets))
+        while len(self.orders) <= number:
+            rng = np.random.default_rng([self.seed, len(self.orders)])
+            former = self.orders[-1] if self.orders else rng.permutation(buckets).tolist()
+            parts = np.array_split(former, -(-len(buckets) // (len(buckets) - self.slots + 1)))
+            self.orders.append(np.concatenate([rng.permutation(part) for part in parts]).tolist())
+        return self.orders[number][place]
 
     def _read(self, bucket: int) -> tuple[Resident, Tensor]:
         """The bucket as tensors on the CPU, and its rows that may be drawn."""
@@ -171,7 +199,7 @@ class Pool:
         return data, torch.from_numpy(np.flatnonzero(rows_of(table, "train").target))
 
     def _load(self, slot: Slot) -> None:
-        if self.ahead is not None and self.ahead[0] == slot.bucket:
+        if self.ahead is not None and self.ahead[0] == slot.visit:
             (data, eligible), self.ahead = self.ahead[1].result(), None
         else:
             data, eligible = self._read(slot.bucket)

@@ -4,8 +4,9 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pytest
 import torch
 from deltalake import write_deltalake
 
-from models.batch import AHEAD, Held, rows_of
+from models.batch import AHEAD, Draws, Held, rows_of
 from models.contract import Contract
 from models.errors import InputError
 from models.scaling import Units
@@ -96,7 +97,7 @@ def test_what_is_drawn_is_the_log(log) -> None:
     target, after = rows_of(whole, "train").target, whole.next_row
     with pool_of(shards, 500) as pool:
         drawn: Counter[int] = Counter()
-        for step in range(0, 40 * pool.every, pool.every):
+        for step in (0, *pool.turns(60 * AHEAD)):
             pool.advance(step)
             batch = pool.data.at(pool.places.unsqueeze(0), torch.tensor([0.8]))
             places = np.array([place_of[each] for each in number(batch.state, pool.found)[0].tolist()])
@@ -111,29 +112,120 @@ def test_what_is_drawn_is_the_log(log) -> None:
             wanted = np.where(whole.terminal[places], 0.0, 0.8 ** whole.elapsed_days[places])
             assert batch.discount[0].numpy() == pytest.approx(wanted, rel=1e-5)
         assert set(drawn) == set(np.flatnonzero(target))
-        assert sum(slot.rows for slot in pool.held) <= 500
+        assert len(pool.data.state) <= 500
 
 
-def test_every_bucket_passes_through_once_a_pass(log) -> None:
-    with pool_of(Shards.of(*log), 500) as pool:
-        first = len(pool.held)
-        for step in range(0, 10 * BUCKETS * pool.every, pool.every):
-            pool.advance(step)
-        buckets = [pool._visited(visit) for visit in range(pool.visits)]
-        assert pool.visits == first + 10 * BUCKETS - 1
-        assert all(set(buckets[at : at + BUCKETS]) == set(pool.found.rows) for at in range(0, 9 * BUCKETS, BUCKETS))
-        assert pool.every % AHEAD == 0
-        # As many draws between two turns as a bucket has rows, to the nearest whole block of updates, one at least.
-        assert pool.every == AHEAD * max(1, round(sum(pool.found.target.values()) / BUCKETS / 4 / AHEAD))
+class Remembered(Shards):
+    """Shards that are read from the disk once, so that many passes take no time."""
+
+    tables: ClassVar[dict[tuple[str, int], Transitions]] = {}
+
+    def read(self, bucket: int) -> Transitions:
+        if (self.path, bucket) not in self.tables:
+            self.tables[self.path, bucket] = super().read(bucket)
+        return self.tables[self.path, bucket]
+
+
+@pytest.fixture(scope="module")
+def logs(world, log, tmp_path_factory) -> dict[str, Remembered]:
+    """Buckets of unequal size, as in `log`, and 24 of equally many users; both numbered."""
+    table = world.log(users=1200)
+    numbered = np.column_stack([table.state, np.arange(len(table.user))]).astype(np.float32)
+    contract = replace(table.contract, features=("f0", "number"))
+    path = tmp_path_factory.mktemp("even") / "transitions"
+    write(path, replace(table, state=numbered, contract=contract), np.arange(1200) % 24)
+    return {"uneven": Remembered.of(*log), "even": Remembered.of(path, contract)}
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio", "passes"),
+    [("even", 2.5, 48), ("even", 3.0, 48), ("even", 6.2, 48), ("uneven", 2.0, 96), ("uneven", 3.5, 96)],
+)
+def test_every_row_is_drawn_equally_often(logs: dict[str, Remembered], name: str, ratio: float, passes: int) -> None:
+    """By the numbers in what is drawn, by bucket: nothing of the buffer is looked at.
+
+    Minibatches of 4: a bucket has fewer rows than the 256 that a block of 64 updates draws, so a turn takes one block
+    on average, N buckets of n_b rows one pass of N blocks, and a row should be drawn d = 256 P / mean(n) times in P
+    passes. Relative to that a bucket's mean draws a row are off by
+
+    - chance: Poisson at most, a standard deviation of 1 / sqrt(n_b d);
+    - turns that fall on whole blocks: both ends of each of P stays off by an error of sd 1 / sqrt(12) of a block, while
+      a row of a stay is drawn for K W / mean(W) blocks, W the rows held, that of the least being what counts:
+      sqrt(2 / 12) mean(W) / (K min(W) sqrt(P));
+    - the beginning and the end, where up to two stays of P are not whole: 1 / P each.
+    """
+    shards = logs[name]
+    found = survey(shards)
+    buckets, rows = len(found.rows), np.array(list(found.target.values()))
+    largest = max(found.rows.values())
+    steps = passes * buckets * AHEAD
+    bucket_of = {
+        int(each): bucket for bucket in found.rows for each in np.rint(shards.read(bucket).state[:, 1]).tolist()
+    }
+    drawn: Counter[int] = Counter()
+    fewest = float("inf")
+    with Pool(shards, found, int(ratio * largest), 4, 0, CPU) as pool:
+        draws = Draws([pool], [0], 4)
+        ends = sorted({0, steps, *pool.turns(steps)})
+        for first, last in pairwise(ends):
+            pool.advance(first)
+            fewest = min(fewest, len(pool.places) / rows.mean())
+            owner = np.array([bucket_of.get(each, -1) for each in number(pool.data.state, found).tolist()])
+            for step in range(first, last):
+                drawn.update(owner[draws.at(step)[0].numpy()].tolist())
+    assert sum(drawn.values()) == 4 * steps
+    a_row = np.array([drawn[bucket] / found.target[bucket] for bucket in found.rows])
+    wanted = 4 * AHEAD * passes / rows.mean()
+    chance, blocks = 1 / (rows * wanted), 2 / 12 / fewest**2 / passes
+    assert (np.abs(a_row / wanted - 1) < 4 * np.sqrt(chance + blocks) + 2 / passes).all(), a_row / wanted
+
+
+def test_every_bucket_stays_for_as_many_turns_and_a_turn_for_as_many_draws_a_row(log) -> None:
+    """With K buckets held, turn j lasts W_j / K rows' worth of draws, W_j the rows that may be drawn during it."""
+    shards = Remembered.of(*log)
+    found = survey(shards)
+    mean, largest = np.mean(list(found.target.values())), max(found.rows.values())
+    with Pool(shards, found, 3 * largest + 5, 1, 7, CPU) as pool:
+        assert pool.capacity == 3 * largest
+        # Minibatches of 1: 64 draws a block, fewer than a bucket has rows on average, so one draw a row and pass.
+        assert mean > AHEAD
+        stays: Counter[int] = Counter()
+        held, exact = [], 0.0
+        for turn in range(10 * len(found.rows)):
+            slots = pool._held(turn)
+            held.append({slot.visit: slot.bucket for slot in slots})
+            stays.update(slot.visit for slot in slots)
+            assert len({slot.bucket for slot in slots}) == 3
+            assert pool.begins[turn] % AHEAD == 0
+            assert abs(pool.begins[turn] - exact) <= AHEAD / 2
+            exact += sum(found.target[slot.bucket] for slot in slots) / 3
+        assert exact == pytest.approx(10 * sum(found.target.values()), rel=0.05)
+        # From the third on: the first two are there from the beginning.
+        assert {stays[visit] for visit in range(2, 10 * len(found.rows))} == {3}
+        order = [held[visit][visit] for visit in range(10 * len(found.rows))]
+        passes = [tuple(order[at : at + len(found.rows)]) for at in range(0, len(order), len(found.rows))]
+        assert all(set(each) == set(found.rows) for each in passes)
+        assert len(set(passes)) == 10
+
+
+@pytest.mark.parametrize(("buckets", "held"), [(12, 2), (12, 11), (5, 3), (3, 2), (24, 13)])
+def test_no_bucket_is_in_the_buffer_twice(buckets: int, held: int, log) -> None:
+    sizes = dict.fromkeys(range(buckets), 10)
+    shards, units = Shards.of(*log), survey(Shards.of(*log)).units
+    for seed in range(5):
+        with Pool(shards, Survey(units, sizes, sizes), 10 * held, 1, seed, CPU) as pool:
+            for turn in range(6 * buckets):
+                assert len({slot.bucket for slot in pool._held(turn)}) == held
 
 
 def test_what_the_buffer_holds_is_a_function_of_the_update(log) -> None:
     shards = Shards.of(*log)
     with pool_of(shards, 500) as steady, pool_of(shards, 500) as resumed:
-        for step in range(0, 30 * steady.every, steady.every):
+        turns = steady.turns(40 * AHEAD)
+        for step in (0, *turns):
             steady.advance(step)
-        resumed.advance(29 * resumed.every)
-        assert steady.held == resumed.held
+        resumed.advance(turns[-1])
+        assert steady.eligible.keys() == resumed.eligible.keys()
         assert torch.equal(steady.places, resumed.places)
         assert torch.equal(steady.data.state[steady.places], resumed.data.state[resumed.places])
 
@@ -180,7 +272,7 @@ torch.set_num_threads(1)
 features = tuple(f"f{s}" for s in range(30))
 shards = Shards.of(Path(sys.argv[1]), Contract(("hold", "send"), features, ("r0",)))
 with Pool(shards, survey(shards), 50_000, 1024, 0, torch.device("cpu")) as pool:
-    for step in range(0, 2 * len(shards.buckets) * pool.every, pool.every):
+    for step in (0, *pool.turns(2 * 64 * len(shards.buckets))):
         pool.advance(step)
         pool.data.at(pool.places[:1024].unsqueeze(0), torch.tensor([0.9]))
 # The peak of this process alone: ru_maxrss begins with that of whoever started it.
