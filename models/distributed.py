@@ -6,15 +6,18 @@ it wraps would no longer be the function that one process calls.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from models.errors import InputError
+
+Told = TypeVar("Told")
 
 
 @dataclass(frozen=True)
@@ -48,17 +51,86 @@ class Group:
             each.copy_(flat[start : start + each.numel()].view_as(each))
             start += each.numel()
 
+    def gathered(self, part: Tensor) -> Tensor:
+        """[size, ...] what each process has for `part` [...], by rank."""
+        if self.size == 1:
+            return part.unsqueeze(0)
+        parts = [torch.empty_like(part) for _ in range(self.size)]
+        dist.all_gather(parts, part)
+        return torch.stack(parts)
+
+    def first(self, value: Told) -> Told:
+        """What the first process has for `value`, whatever this one has: pickled where there are several."""
+        if self.size == 1:
+            return value
+        told = [value]
+        dist.broadcast_object_list(told, src=0)
+        return told[0]
+
+    def meet(self) -> None:
+        """Wait until every process is here; where one has failed, so does this."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def size_of(environment: Mapping[str, str]) -> int:
+    """The number of processes that the launcher's environment names (WORLD_SIZE); 1 without a launcher."""
+    return int(environment.get("WORLD_SIZE", "1"))
+
+
+def device_of(name: str, environment: Mapping[str, str]) -> torch.device:
+    """The device that `train.device` means here: of several processes each takes the CUDA device of its LOCAL_RANK.
+
+    Raises InputError for cuda where there is none, for several processes whose launcher does not number those of a
+    machine, and where a machine has fewer devices than processes.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("train.device is cuda, but torch sees no such device here; use auto or cpu.")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if size_of(environment) == 1:
+        return torch.device("cuda")
+    missing = [key for key in ("LOCAL_RANK", "LOCAL_WORLD_SIZE") if key not in environment]
+    if missing:
+        raise InputError(
+            f"{missing[0]}: not in the environment, so this process cannot tell which CUDA device is its own; start "
+            "the processes by torchrun, or set train.device = 'cpu'."
+        )
+    processes, devices = int(environment["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    if processes > devices:
+        raise InputError(
+            f"{processes} processes of this machine need a CUDA device each, and torch sees {devices} here; start "
+            f"{devices} (torchrun --nproc-per-node, or --spark-processes), or set train.device = 'cpu'."
+        )
+    return torch.device("cuda", int(environment["LOCAL_RANK"]))
+
 
 @contextmanager
-def group() -> Iterator[Group]:
-    """The group that the launcher's environment names (RANK, WORLD_SIZE, ...), or one process alone."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+def group(device: str) -> Iterator[Group]:
+    """The group that the launcher's environment names (RANK, WORLD_SIZE, ...), or one process alone.
+
+    `device` is `train.device`: on CUDA devices gradients are exchanged by NCCL, else by gloo. Raises InputError as
+    `device_of` does.
+    """
+    size, own = size_of(os.environ), device_of(device, os.environ)
     if size == 1:
         yield Group()
         return
-    # NCCL where every process has a device of its own, else gloo over the loopback or the network.
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if own.type == "cuda":
+        # What names no device, and a graph that is recorded, goes to the current one.
+        torch.cuda.set_device(own)
+    dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
     try:
         yield Group(dist.get_rank(), size)
     finally:
         dist.destroy_process_group()
+
+
+def check_alone(command: str) -> None:
+    """Raise InputError where a launcher started several processes of a command that none of them would share."""
+    size = size_of(os.environ)
+    if size > 1:
+        raise InputError(
+            f"{command}: started as {size} processes (WORLD_SIZE), each of which would do all of it and write to the "
+            f"same folder; run it as one process, `tactful {command} CONFIG` without torchrun."
+        )

@@ -14,6 +14,7 @@ from models import checkpoint
 from models.batch import Feed, Held
 from models.blocks import Block, abreast, blocks_of
 from models.distributed import Group
+from models.errors import InputError
 from models.members import Member
 from models.optimise import counted
 from models.training import TrainConfig
@@ -48,8 +49,9 @@ def learn(
 
     `reach` of each member, `held_out` the rows of the validation curves, `judge` what checks evaluate by. With `keep`
     the state is written at every check, and a run of the same identity goes on from there, to the same bits on a CPU.
+    Of several processes the first one writes and reads it, and tells the others: they need not share a disk.
 
-    Raises TransientError where a checkpoint finds the disk full.
+    Raises TransientError where a checkpoint finds the disk full, InputError where processes are not of one run.
     """
     group = group or Group()
     group.check(config.batch_size)
@@ -57,7 +59,7 @@ def learn(
     places = np.cumsum([0, *(len(block.members) for block in blocks)]).tolist()
     watch = Watch(reach, held_out, judge, config.patience)
     checks, measured = marks(config.steps, config.checks), marks(config.steps, CURVE_POINTS)
-    start = _resumed(keep, blocks, watch) if keep else 0
+    start = _resumed(keep, blocks, watch, group) if keep else 0
     ends = [end for end in sorted({*checks, *measured, *feed.turns(config.steps)}) if end > start]
 
     def go_on(block: Block, place: int, first: int, last: int) -> None:
@@ -78,7 +80,8 @@ def learn(
                 _tell(members, watch, last, on_point)
             if keep and last in checks and group.rank == 0:
                 _save(keep, blocks, watch, last)
-            if not watch.running:
+            # Machines may round what they judge by differently, and none may wait for one that went.
+            if not group.first(watch.running):
                 break
     return watch.seen
 
@@ -118,15 +121,33 @@ def _owners(blocks: Sequence[Block]) -> list[tuple[Block, int]]:
     return [(block, index) for block in blocks for index in range(len(block.members))]
 
 
-def _resumed(keep: Keep, blocks: Sequence[Block], watch: Watch) -> int:
-    """The update that the checkpoint was written after, its state restored; 0 where there is none of this run."""
+def _left(keep: Keep) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """What an earlier run of this identity left; None where there is no such checkpoint."""
     if not keep.path.exists():
-        return 0
+        return None
     tensors, facts = checkpoint.read(keep.path)
-    if facts["identity"] != keep.identity:
-        differs = [key for key, value in keep.identity.items() if facts["identity"].get(key) != value]
-        LOG.warning("%s: of a run with another %s; training starts anew", keep.path, ", ".join(differs) or "make")
+    if differs := _differs(keep.identity, facts["identity"]):
+        LOG.warning("%s: of a run with another %s; training starts anew", keep.path, differs)
+        return None
+    return tensors, facts
+
+
+def _differs(mine: dict[str, Any], other: dict[str, Any]) -> str:
+    """In what two identities differ; empty where they are equal."""
+    return "" if mine == other else ", ".join(key for key in mine if other.get(key) != mine[key]) or "make"
+
+
+def _resumed(keep: Keep, blocks: Sequence[Block], watch: Watch, group: Group) -> int:
+    """The update that the first process's checkpoint was written after, its state restored; 0 where it has none."""
+    first, left = group.first((keep.identity, _left(keep) if group.rank == 0 else None))
+    if differs := _differs(keep.identity, first):
+        raise InputError(
+            f"process {group.rank} has another {differs} than the first one; give every process the same "
+            "configuration and the same transitions."
+        )
+    if left is None:
         return 0
+    tensors, facts = left
     owners = _owners(blocks)
     with torch.no_grad():
         for m, (block, index) in enumerate(owners):

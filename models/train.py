@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from models.batch import Draws, Feed, Held, Resident, Rows, rows_of
 from models.contract import Contract
-from models.distributed import Group
+from models.distributed import Group, device_of
 from models.errors import InputError
 from models.fqe import fit_fqe
 from models.learn import CURVE_POINTS, Keep, learn, marks
@@ -156,7 +157,7 @@ def prepare(
     choice, a legal action that was never taken, a device that is not there, and one that is too small.
     """
     torch.set_num_threads(config.threads)
-    device = _device(config.device)
+    device = device_of(config.device, os.environ)
     training, validation = rows_of(table, "train"), rows_of(table, "validation")
     _check(training)
     _check_actions(table, training)
@@ -466,12 +467,6 @@ def _check_actions(table: Transitions, training: Rows) -> None:
             f"actions: {absent[0]!r} is legal in the training rows and taken in none of {int(training.all.sum())}, so "
             "nothing can be learned about it; remove it from `actions`, or log it with some probability."
         )
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("train.device is cuda, but torch sees no such device here; use auto or cpu.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _seed(seed: int, member: int) -> int:

@@ -188,14 +188,15 @@ class Watch:
     @torch.no_grad()
     def look(self, step: int, block: Block, first: int, terms: Terms, batch: Batch, group: Group) -> None:
         """A point of each curve after update `step` (counted from 1) of a block whose members begin at `first`."""
-        now = {"td_loss": terms.td, "cql_gap": terms.gap, **_told(terms.q, batch)}
+        now = _pooled({"td_loss": terms.td, "cql_gap": terms.gap, **_told(terms.q, batch)}, group)
         if self.held_out is not None:
             rows = self.held_out.places.unsqueeze(0)
             unseen = self.held_out.data.at(rows, block.settings.gamma).expand(len(block.members))
             held = block.loss(block.networks, unseen, block.settings)
-            now |= {f"validation_{key}": each for key, each in {"td": held.td, **_told(held.q, unseen)}.items()}
+            # Every process measures all of these rows.
+            alone = _pooled({"td": held.td, **_told(held.q, unseen)}, Group())
+            now |= {f"validation_{key}": each for key, each in alone.items()}
         values = torch.stack(list(now.values()), dim=-1)
-        group.average([values])
         for index, row in enumerate(values.tolist()):
             point = dict(zip(now, row, strict=True))
             self._record(step, first + index, block.members[index], point)
@@ -257,8 +258,24 @@ def _clearly_less(gains: NDArray[np.float64], best: NDArray[np.float64]) -> bool
 
 
 def _told(q: Tensor, batch: Batch) -> dict[str, Tensor]:
-    """[P] each, of q [P, B, A]: mean, least and largest value of the best legal action, and how often it was logged."""
+    """[P] each, of q [P, B, A]: mean, least and largest value of the best legal action, how often it was logged where
+    there was a choice, and how often there was one."""
     best, action = q.masked_fill(~batch.legal, -torch.inf).max(dim=-1)
     choice = batch.legal.sum(dim=-1) > 1
-    same = ((action == batch.action) & choice).sum(dim=-1) / choice.sum(dim=-1).clamp(min=1)
-    return {"mean_q": best.mean(dim=-1), "q_low": best.amin(dim=-1), "q_high": best.amax(dim=-1), "agreement": same}
+    return {
+        "mean_q": best.mean(dim=-1),
+        "q_low": best.amin(dim=-1),
+        "q_high": best.amax(dim=-1),
+        "same": ((action == batch.action) & choice).sum(dim=-1),
+        "choices": choice.sum(dim=-1),
+    }
+
+
+def _pooled(found: dict[str, Tensor], group: Group) -> dict[str, Tensor]:
+    """[P] each, of the minibatch that the processes shared equally, from what `found` [P] says of each one's share."""
+    shares = group.gathered(torch.stack(list(found.values()))).unbind(dim=1)
+    parts = dict(zip(found, shares, strict=True))
+    choices, same = (parts.pop(key).sum(dim=0) for key in ("choices", "same"))
+    ends = {"q_low": parts.pop("q_low").amin(dim=0), "q_high": parts.pop("q_high").amax(dim=0)}
+    means = {key: part.mean(dim=0) for key, part in parts.items()}
+    return {**means, **ends, "agreement": same / choices.clamp(min=1)}

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +43,7 @@ def train(config: Config) -> dict[str, Any]:
 
     Under `torchrun` every process takes its share of each minibatch; the first one leaves the results.
     """
-    with distributed.group() as processes:
+    with distributed.group(config.learning.device) as processes:
         if processes.rank == 0:
             return _train(config, processes)
         _fit(config, reading.learning(config)[0], processes)
@@ -60,14 +59,18 @@ def train_by_spark(config: Config, file: Path, overrides: list[str], processes: 
     from pyspark.ml.torch.distributor import TorchDistributor
 
     settings = [word for pair in overrides for word in ("--set", pair)]
+    failed = f"{file}: training in {processes} processes failed; what a process printed above says why."
     step_path(config, "train").unlink(missing_ok=True)
     with session(config):
         distributor = TorchDistributor(processes, config.spark.master.startswith("local"), use_gpu=False)
-        with suppress(RuntimeError):
+        try:
             distributor.run(str(Path(__file__).parents[1] / "cli.py"), "train", str(file), *settings)
-    # Spark's wrapper around torchrun may end well though a process did not.
+        except RuntimeError:
+            # Whatever the first process has written.
+            raise TactfulError(failed) from None
+    # Spark's wrapper around torchrun ends well though a process did not: then nothing is written, see `_fit`.
     if not step_path(config, "train").exists():
-        raise TactfulError(f"{file}: training in {processes} processes failed; what a process printed above says why.")
+        raise TactfulError(failed)
 
 
 def _train(config: Config, processes: distributed.Group) -> dict[str, Any]:
@@ -145,9 +148,11 @@ def _volumes(config: Config, transitions: table.Transitions, learned: Mapping[st
 def _fit(
     config: Config, settings: TrainConfig, processes: distributed.Group
 ) -> tuple[table.Transitions, dict[str, Learned]]:
-    """What training read all at once, and what it learned."""
+    """What training read all at once, and what it learned, once every process has: else nothing may be exported."""
     transitions, shards = _log(config)
-    return transitions, _learn(config, settings, transitions, shards, checkpoint_of(config), processes)
+    learned = _learn(config, settings, transitions, shards, checkpoint_of(config), processes)
+    processes.meet()
+    return transitions, learned
 
 
 def _log(config: Config) -> tuple[table.Transitions, table.Shards | None]:
@@ -184,6 +189,7 @@ def sweep(config: Config) -> dict[str, Any]:
     """Learn a member for every weighting of [sweep], evaluate each on the validation split, log each to MLflow."""
     if config.sweep is None:
         raise InputError(f"{config.name}: the configuration has no [sweep]; add one, see docs/sweep.md.")
+    distributed.check_alone("sweep")
     transitions, shards = _log(config)
     check_known(config, transitions)
     settings, weights_from = reading.learning(config)
