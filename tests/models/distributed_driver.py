@@ -1,5 +1,6 @@
 """One of several processes that train the known world: `python distributed_driver.py OUT`, as torchrun starts it."""
 
+import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from models.distributed import group
 from models.members import Learner
+from models.table import Transitions
 from models.train import train
 from models.training import TrainConfig
 from tests.models.conftest import World
@@ -21,6 +23,7 @@ CONFIG = TrainConfig(
     steps=60,
     batch_size=64,
     hidden=(16,),
+    checks=6,
     behaviour_steps=20,
     value_steps=20,
 )
@@ -30,16 +33,44 @@ def greedy(q: np.ndarray, behaviour: np.ndarray, legal: np.ndarray) -> np.ndarra
     return np.eye(q.shape[1])[np.where(legal, q, -np.inf).argmax(axis=1)]
 
 
-def main(out: Path) -> None:
-    torch.set_num_threads(1)
+def scattered() -> Transitions:
+    """The world's log; a second feature, of no use, makes every state another: so extremes differ between shares."""
     table = World().log(users=90)
-    table = replace(table, split=(table.user % 3 == 0).astype(np.int8))
-    with group() as processes:
-        found = train(table, CONFIG, 0, greedy, progress=False, group=processes, checkpoint=out / "learn.safetensors")
+    noise = np.random.default_rng(1).normal(size=(len(table.user), 1)).astype(np.float32)
+    contract = replace(table.contract, features=("f0", "f1"))
+    split = (table.user % 3 == 0).astype(np.int8)
+    return replace(table, contract=contract, state=np.hstack([table.state, noise]), split=split)
+
+
+class Kept:
+    """An evaluation on the validation split: a user's mean probability of each of two actions."""
+
+    def __init__(self, table: Transitions) -> None:
+        self.rows = table.split == 1
+        self.users = np.unique(table.user[self.rows], return_inverse=True)[1]
+
+    def __call__(self, probabilities: np.ndarray) -> np.ndarray:
+        sums = np.stack([np.bincount(self.users, probabilities[:, a]) for a in (1, 2)], axis=1)
+        return sums / np.bincount(self.users)[:, None]
+
+
+def main(out: Path) -> None:
+    """Each process has a disk of its own: OUT / RANK."""
+    logging.basicConfig(level=logging.INFO)
+    torch.set_num_threads(1)
+    table = scattered()
+    with group("cpu") as processes:
+        path = out / str(processes.rank) / "learn.safetensors"
+        found = train(table, CONFIG, 0, greedy, False, None, lambda _: Kept(table), checkpoint=path, group=processes)
         if processes.rank == 0:
-            curves = {f"{name}.td": [point["td_loss"] for point in found[name].curves] for name in CONFIG.learners}
-            q = {f"{name}.q": found[name].q_network(torch.tensor([[0.0], [1.0]])).numpy() for name in CONFIG.learners}
-            np.savez(out / f"{processes.size}.npz", **curves, **q)
+            told = {}
+            for name in CONFIG.learners:
+                curves, kept = found[name].curves, found[name].kept or {}
+                told |= {f"{name}.curve.{key}": [point[key] for point in curves if key in point] for key in curves[-1]}
+                told |= {f"{name}.kept.{key}": each for key, each in kept.items()}
+                told[f"{name}.gains"] = [[gain["gain"], gain["standard_error"]] for gain in found[name].gains]
+                told[f"{name}.q"] = found[name].q_network(torch.from_numpy(table.state[:20])).numpy()
+            np.savez(out / f"{processes.size}.npz", **told)
 
 
 if __name__ == "__main__":
