@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 from pyspark.sql import SparkSession
 
 from models import artifact, table
+from models.distributed import Group
+from models.errors import InputError, TactfulError
 from pipelines import jobs
 from pipelines.config import Config, validate
 from tests.pipelines.test_propensity_step import lost
@@ -129,3 +132,48 @@ def test_a_log_larger_than_memory_may_be_goes_the_whole_road(made: Path, tmp_pat
     assert set(found["agreement"]) == {"ddqn", "cql", "iql"}
     jobs.evaluate(config)
     assert jobs.promote(config)["verdict"] in {"PROMOTE", "REFUSE", "INCONCLUSIVE"}
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_what_one_process_wrote_before_another_failed_is_no_success(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spark: SparkSession, written: bool
+) -> None:
+    config, file = prepared(made, tmp_path)
+    result = jobs.steps.step_path(config, "train")
+    result.parent.mkdir(exist_ok=True)
+    result.write_text("{}")
+
+    class Failing:
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def run(self, *_: Any) -> None:
+            # Spark raises, or its wrapper hides the exit code and the first process has written nothing.
+            if written:
+                result.write_text("{}")
+                raise RuntimeError("Command failed with return code 1")
+
+    monkeypatch.setattr("pyspark.ml.torch.distributor.TorchDistributor", Failing)
+    with pytest.raises(TactfulError, match="training in 2 processes failed"):
+        jobs.train_by_spark(config, file, [], 2)
+
+
+def test_nothing_is_exported_where_another_process_is_gone(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Deserted(Group):
+        def meet(self) -> None:
+            raise RuntimeError("connection closed by peer")
+
+    config, _ = prepared(made, tmp_path, learners={"ddqn": 0.0}, steps=20)
+    monkeypatch.setattr("models.distributed.group", lambda _: nullcontext(Deserted()))
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        jobs.train(config)
+    assert not jobs.steps.step_path(config, "train").exists()
+    assert not (config.run_dir / "policies").exists()
+
+
+def test_a_sweep_in_several_processes_is_refused(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree_of = tree(made, "run") | {"sweep": {"grid": {"clicks": [1.0, 2.0]}}}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"sweep: started as 2 processes .* run it as one process"):
+        jobs.sweep(validate(tree_of, "step.toml"))
