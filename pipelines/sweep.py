@@ -68,6 +68,9 @@ def toml_of(config: Config, learner: str, weights: Mapping[str, float], alpha: f
     if config.sweep is not None and config.sweep.alpha:
         named = isinstance(given, Learner)
         lines += ["", f"[train.learners.{_key(learner)}]" if named else "[train.learners]"]
+        if isinstance(given, Learner) and given.kind != "ddqn_cql":
+            # Double DQN has no alpha: its members are those of the penalty.
+            lines += ['kind = "ddqn_cql"']
         lines += [f"{'alpha' if named else _key(learner)} = {alpha!r}"]
     return "\n".join(lines)
 

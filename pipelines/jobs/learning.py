@@ -233,8 +233,8 @@ def sweep(config: Config) -> dict[str, Any]:
                 weights = dict(each.weights or {})
                 result["members"][name] |= {
                     "weights": weights,
-                    "alpha": each.alpha,
-                    "toml": sweeps.toml_of(config, learner, weights, each.alpha),
+                    "alpha": each.penalised,
+                    "toml": sweeps.toml_of(config, learner, weights, each.penalised),
                     "kept": learned[name].kept,
                     "agreement": learned[name].agreement,
                     "decision": dict(_decision(config, learned[name])),

@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -375,3 +376,47 @@ def test_keys_of_the_lines_are_quoted_where_they_must_be() -> None:
     assert tomllib.loads(sweep.toml_of(config, "plain one", {"clicks": 2.0}, 2.0)) == {
         "train": {"weights": {"clicks": 2.0}, "learners": {"plain one": 2.0}}
     }
+
+
+MIXED: dict[str, Any] = {
+    "short_ddqn": 0.0,
+    "short_cql": 2.0,
+    "ddqn": {"kind": "ddqn", "learning_rate": 0.01},
+    "cql": {"kind": "ddqn_cql", "alpha": 3.0, "penalty": "push_down"},
+    "plain": {"kind": "ddqn_cql"},
+    "iql": {"kind": "iql", "policy": "awr"},
+    "own": {"kind": "ddqn", "weights": {"clicks": 3.0}},
+}
+
+
+def merged(tree: dict[str, Any], lines: dict[str, Any]) -> dict[str, Any]:
+    """`tree` with the lines put into it, as a person does."""
+    return {**tree, **{key: merged(tree.get(key, {}), value) if isinstance(value, dict) else value
+                       for key, value in lines.items()}}  # fmt: skip
+
+
+@pytest.mark.parametrize("alphas", [[], [0.0, 0.5]])
+@pytest.mark.parametrize("name", list(MIXED))
+def test_the_lines_of_a_member_learn_the_very_same_policy(name: str, alphas: list[float]) -> None:
+    """Through the file and back: of every kind, each setting that the member is learned under but its name."""
+    if name == "iql" and alphas:
+        pytest.skip("has no penalty to sweep")
+    tree = copy.deepcopy(BASE)
+    tree["train"]["learners"] = copy.deepcopy(MIXED)
+    tree |= {"sweep": {"grid": SENDS, "alpha": alphas, "learner": name}, "gate": {"candidate": name}}
+    config = validate(tree, "small.toml")
+    assert config.sweep is not None
+    population = config.sweep.population(config.learning, name)
+    assert len(population.learners) == 2 * max(len(alphas), 1)
+    for member in population.named.values():
+        weights = dict(member.weights or {})
+        lines = tomllib.loads(sweep.toml_of(config, name, weights, member.penalised))
+        again = validate(merged(tree, lines), "small.toml").learning
+        found = again.named[name]
+        assert found.penalised == member.penalised
+        assert (again.weights if found.weights is None else found.weights) == weights
+        same = {"kind": "", "alpha": member.penalised, "weights": weights}
+        assert replace(found, **same) == replace(member, **same)
+        # alpha 0 of the penalty is Double DQN; the kinds are else one.
+        kinds = {found.kind, member.kind}
+        assert len(kinds) == 1 or (kinds == {"ddqn", "ddqn_cql"} and member.penalised == 0)
