@@ -16,6 +16,7 @@ Memory is that of the buffer and of two buckets, however many there are. Which r
 the update's number alone.
 """
 
+import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -43,6 +44,8 @@ class Survey:
     """Rows of each bucket that has any training row with a target."""
     target: dict[int, int]
     """How many of them those are."""
+    fingerprint: str = ""
+    """Of the rows of all buckets."""
 
 
 def survey(shards: Shards) -> Survey:
@@ -50,9 +53,10 @@ def survey(shards: Shards) -> Survey:
 
     Raises InputError where no row can be learned from, and as `Moments.units` does.
     """
-    moments, rows, target = Moments(shards.contract), {}, {}
+    moments, rows, target, digest = Moments(shards.contract), {}, {}, hashlib.sha256()
     for bucket in shards.buckets:
         table = shards.read(bucket)
+        digest.update(table.fingerprint.encode())
         training = rows_of(table, "train")
         moments.add(table, training.all)
         if training.target.any():
@@ -62,7 +66,7 @@ def survey(shards: Shards) -> Survey:
             f"{shards.path}: no training row is followed by another of its user; a longer log, or more users in the "
             "train split (etl.split), are needed."
         )
-    return Survey(moments.units(), rows, target)
+    return Survey(moments.units(), rows, target, digest.hexdigest()[:16])
 
 
 def reach_of(members: Sequence[Member], shards: Shards, found: Survey) -> list[Reach]:

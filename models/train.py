@@ -1,14 +1,12 @@
 """From transitions to policies: the log cloned, a population learned, what acts valued."""
 
 import copy
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +17,7 @@ from models.contract import Contract
 from models.distributed import Group, device_of
 from models.errors import InputError
 from models.fqe import fit_fqe
+from models.identity import identity_of
 from models.learn import CURVE_POINTS, Keep, learn, marks
 from models.learners import behaviour_cloning
 from models.members import Learner, Member
@@ -184,6 +183,7 @@ def train(
     group: Group | None = None,
     shards: Shards | None = None,
     deploy: Deploy | None = None,
+    judged_by: str = "",
 ) -> dict[str, Learned]:
     """A policy per configured learner, and `behaviour`; the same seed and table give the same numbers.
 
@@ -192,7 +192,8 @@ def train(
     3. what is exported of each learner is valued by an unpenalised fitted Q evaluation. With `checkpoint` a run that
     was killed goes on from that file. With `shards` the population learns from all of them as they pass through a
     buffer of `config.stream_rows`, and `table` is what of them fits (`stream.sampled`). `deploy` says how each policy
-    is deployed by what it is at the rows of `assess_of`, where that is not `act` for all of them.
+    is deployed by what it is at the rows of `assess_of`, where that is not `act` for all of them; `judged_by` names the
+    settings of `act`, `deploy` and `assess_of`: a checkpoint of others is not taken up.
 
     A learner all of whose seeds diverge is left out, with a warning. Raises InputError as `prepare` does, for a
     weighted component that is constant, and where every learner diverges.
@@ -207,7 +208,11 @@ def train(
     assess = assess_of(cloned) if assess_of else None
     deploy = deploy or (lambda *_: act)
     judge = _judge(run, deploy, assess, logits) if assess else None
-    keep = None if checkpoint is None else Keep(checkpoint, _identity(run, members))
+    keep = (
+        None
+        if checkpoint is None
+        else Keep(checkpoint, identity_of(table, config, seed, members, assess, found, judged_by))
+    )
     with _room(config, len(members)), _feed(run, members, shards, found) as (feed, reach):
         held_out = run.held_out(run.validation.target)
         seen = learn(members, config, feed, reach, held_out, judge, group, keep, run.tell, progress)
@@ -431,16 +436,6 @@ def _judge(run: Run, deploy: Deploy, assess: Assess, logits: NDArray[np.float64]
         return None
     places = torch.from_numpy(np.flatnonzero(rows)).to(run.device)
     return Judge(assess, deploy, run.data.state[places], logits[rows], run.table.legal[rows])
-
-
-def _identity(run: Run, members: list[Member]) -> dict[str, Any]:
-    """What makes a checkpoint this run's, as JSON gives it back."""
-    settings = {key: each for key, each in asdict(run.config).items() if key not in {"threads", "device", "compile"}}
-    contract = {key: each for key, each in asdict(run.table.contract).items() if key != "units"}
-    named = {"data": run.table.fingerprint, "contract": contract, "settings": settings, "seed": run.seed,
-             "members": [[each.name, each.seed, each.draws] for each in members]}  # fmt: skip
-    found: dict[str, Any] = json.loads(json.dumps(named))
-    return found
 
 
 def _first_line(error: BaseException) -> str:

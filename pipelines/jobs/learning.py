@@ -1,5 +1,6 @@
 """Steps that learn: train, in one process or several, sweep, and pick from a sweep."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -182,6 +183,7 @@ def _learn(
         group=processes,
         shards=shards,
         deploy=None if budget is None else budget.deployed,
+        judged_by=json.dumps([config.policy.model_dump(mode="json"), config.evaluate.per]),
     )
 
 

@@ -325,6 +325,36 @@ def test_train_leaves_a_checkpoint_that_the_same_run_alone_takes_up(world, tmp_p
         assert torch.equal(first[name].q_network(state), again[name].q_network(state))
 
 
+@pytest.mark.parametrize("users", [4, 3])
+def test_a_run_does_not_go_on_under_another_evaluation(world, tmp_path, monkeypatch, caplog, users) -> None:
+    """Gains of one evaluation say nothing under another: 100 + 1.5 of the first, 1 + (users - 1) / 2 of the second."""
+    table, path = split_log(world), tmp_path / "learn.safetensors"
+    config = replace(CONFIG, learners={"ddqn": 0.0}, seeds=1)
+
+    def once(gain: float, judged_by: str, users: int = 4) -> Any:
+        judge = Scripted(table, [[gain + user for user in range(users)]] * 6)
+        return train(table, config, 0, greedy, False, assess_of=lambda _: judge, checkpoint=path, judged_by=judged_by)
+
+    really, count = loop._save, 0
+
+    def save(*words: Any) -> None:
+        nonlocal count
+        really(*words)
+        count += 1
+        if count == 3:
+            raise Killed
+
+    monkeypatch.setattr(loop, "_save", save)
+    with pytest.raises(Killed):
+        once(100.0, "week")
+    monkeypatch.setattr(loop, "_save", really)
+    with caplog.at_level(logging.WARNING, logger="tactful"):
+        found = once(1.0, "decision", users)["ddqn"]
+    assert "of a run with another evaluation; training starts anew" in caplog.text
+    assert found.kept is not None
+    assert found.kept["gain"] == 1 + (users - 1) / 2
+
+
 # Memory.
 
 

@@ -299,3 +299,16 @@ def test_memory_is_that_of_the_buffer_however_long_the_log(tmp_path: Path, table
     # Held whole, the 900,000 further rows would be 120 MB more; what grows are the names of eighty files.
     assert peaks[1] - peaks[0] < 120_000_000 / 4
     assert peaks[1] < 1.1 * peaks[0]
+
+
+def test_the_survey_tells_rows_of_every_bucket_apart(world, tmp_path: Path) -> None:
+    """Rewards negated in the buckets that are not sampled: the sample is the same, what passes through is not."""
+    table, bucket = world.log(users=400), np.arange(400) % BUCKETS
+    write(tmp_path / "one", table, bucket)
+    one = Shards.of(tmp_path / "one", table.contract)
+    unseen = np.random.default_rng(0).permutation(one.buckets)[6:]
+    reward = table.reward * np.where(np.isin(bucket[table.user], unseen), -1.0, 1.0)[:, None]
+    write(tmp_path / "two", replace(table, reward=reward), bucket)
+    two = Shards.of(tmp_path / "two", table.contract)
+    assert sampled(one, 200, 0).fingerprint == sampled(two, 200, 0).fingerprint
+    assert survey(one).fingerprint == survey(one).fingerprint != survey(two).fingerprint
