@@ -31,6 +31,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        _settle(path.parent)
     except OSError as error:
         partial.unlink(missing_ok=True)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -52,6 +53,15 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"{path}: no whole checkpoint ({error}); remove it, and training starts anew.") from None
+
+
+def _settle(folder: Path) -> None:
+    """Make the names in a folder outlast a power cut: a renamed file's own sync does not."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def _metadata(facts: Mapping[str, Any]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,19 @@ def test_a_slice_of_something_larger_is_written_alone(tmp_path: Path) -> None:
     checkpoint.write(tmp_path / "one", {"a": large[:, 3]}, {})
     assert (tmp_path / "one").stat().st_size < 1000
     assert torch.equal(checkpoint.read(tmp_path / "one")[0]["a"], large[:, 3])
+
+
+def test_the_new_name_is_on_the_disk_too(tmp_path: Path, monkeypatch: Any) -> None:
+    really, synced = os.fsync, []
+
+    def sync(number: int) -> None:
+        synced.append((stat.S_ISDIR(os.fstat(number).st_mode), (tmp_path / "one").exists()))
+        really(number)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    checkpoint.write(tmp_path / "one", TENSORS, FACTS)
+    # The file before it has its name, the folder after.
+    assert synced == [(False, False), (True, True)]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
