@@ -32,6 +32,8 @@ STATE_PREFIX = "state_"
 REWARD_PREFIX = "reward_"
 HOLD = "hold"
 SPLITS = ("train", "validation", "test")
+MOST_ACTIONS = 256
+"""Learners keep the logged action in a byte; a further one would be taken for the first."""
 
 UNITS = {
     "sends": "notifications",
@@ -63,6 +65,10 @@ class Contract:
                 raise InputError(f"{what}: {', '.join(repeated)} is named more than once; name each once.")
         if len(self.actions) < 2:
             raise InputError(f"actions: {len(self.actions)} configured; a decision needs two or more.")
+        if len(self.actions) > MOST_ACTIONS:
+            raise InputError(
+                f"actions: {len(self.actions)} configured; {MOST_ACTIONS} are possible at most, join some."
+            )
         if HOLD in self.actions[1:]:
             raise InputError("actions: `hold` must be the first action; move it to the front.")
         if not self.features:

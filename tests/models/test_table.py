@@ -390,3 +390,10 @@ def test_a_shard_that_is_gone_is_named_with_the_remedy(tmp_path) -> None:
     next((tmp_path / "gone").glob("ds=*/bucket=1/*.parquet")).unlink()
     with pytest.raises(InputError, match=r"gone: bucket 1 of version 7 cannot be read \(.*restore its files, or make"):
         read(tmp_path / "gone", CONTRACT)
+
+
+def test_more_actions_than_a_byte_tells_apart_are_refused() -> None:
+    names = tuple(f"a{each}" for each in range(257))
+    assert len(Contract(names[:256], ("f",), ("r",)).actions) == 256
+    with pytest.raises(InputError, match="actions: 257 configured; 256 are possible at most"):
+        Contract(names, ("f",), ("r",))
