@@ -145,13 +145,13 @@ def test_every_row_is_drawn_equally_often(logs: dict[str, Remembered], name: str
     """By the numbers in what is drawn, by bucket: nothing of the buffer is looked at.
 
     Minibatches of 4: a bucket has fewer rows than the 256 that a block of 64 updates draws, so a turn takes one block
-    on average, N buckets of n_b rows one pass of N blocks, and a row should be drawn d = 256 P / mean(n) times in P
+    on average, a pass over N buckets of n_b rows N blocks, and a row should be drawn d = 256 P / mean(n) times in P
     passes. Relative to that a bucket's mean draws a row are off by
 
     - chance: Poisson at most, a standard deviation of 1 / sqrt(n_b d);
     - turns that fall on whole blocks: both ends of each of P stays off by an error of sd 1 / sqrt(12) of a block, while
-      a row of a stay is drawn for K W / mean(W) blocks, W the rows held, that of the least being what counts:
-      sqrt(2 / 12) mean(W) / (K min(W) sqrt(P));
+      a block draws a row 256 / W times, W the rows that may be drawn, and a pass 256 / mean(n) times; at worst
+      sqrt(2 / 12) mean(n) / (min(W) sqrt(P));
     - the beginning and the end, where up to two stays of P are not whole: 1 / P each.
     """
     shards = logs[name]
@@ -191,6 +191,7 @@ def test_every_bucket_stays_for_as_many_turns_and_a_turn_for_as_many_draws_a_row
         assert mean > AHEAD
         stays: Counter[int] = Counter()
         held, exact = [], 0.0
+        pool.turns(20 * sum(found.target.values()))
         for turn in range(10 * len(found.rows)):
             slots = pool._held(turn)
             held.append({slot.visit: slot.bucket for slot in slots})
