@@ -161,12 +161,30 @@ def pick(
         return names[place]
     least = names[int(np.argmin(np.where(np.isnan(cost), np.inf, cost)))]
     unit = "of what the logging policy sends" if relative else found["unit"]
+    fewer = _distrusted(found, most, relative, bound)
+    if fewer:
+        raise InputError(
+            f"no member that the log follows sends at most {most:g} {unit}: of those, {least} sends least, "
+            f"{_sent(followed[least], relative, bound):.3g}. {len(fewer)} within the budget cannot be picked, as the "
+            f"log follows them too little (†, below sweep.min_ess = {found['min_ess']:g}): {', '.join(fewer)}; lower "
+            "policy.rollout_share, or give the validation split more users (etl.split)."
+        )
     estimate, high = (_sent(followed[least], relative, each) for each in ("estimate", "high"))
     raise InputError(
         f"no member sends at most {most:g} {unit}: {least} sends least, {estimate:.3g} (at most {high:.3g} with "
         f"{(1 + found['confidence']) / 2:.1%} confidence); raise the budget, give sends a higher price in [sweep], "
         "or raise policy.rollout_share, the part of the decisions that is a member's own."
     )
+
+
+def _distrusted(found: Mapping[str, Any], most: float, relative: bool, bound: str) -> list[str]:
+    """Members within the budget that the log does not follow, each with what it sends."""
+    sent = {
+        name: _sent(member["estimates"][found["estimator"]], relative, bound)
+        for name, member in found["members"].items()
+        if not member["trusted"]
+    }
+    return [f"{name} {value:.3g}" for name, value in sent.items() if value <= most]
 
 
 def _sent(figures: Mapping[str, Any], relative: bool, bound: str) -> float:

@@ -304,6 +304,25 @@ def test_a_budget_that_nobody_meets_says_who_comes_nearest(asked: dict[str, Any]
     assert error.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"most": 2.5}, ["that the log follows sends at most 2.5 per user-week", "b sends least, 2.9", "a 2.2;"]),
+        ({"most": 0.7, "relative": True, "bound": "estimate"}, ["b sends least, 0.8", "a 0.6;"]),
+    ],
+)
+def test_members_within_the_budget_that_the_log_hardly_follows_are_named(
+    asked: dict[str, Any], words: list[str]
+) -> None:
+    """More of a member's own decisions would follow the log less still: no higher share is advised."""
+    found = {**THREE, "members": {**THREE["members"], "a": {**THREE["members"]["a"], "trusted": False}}}
+    with pytest.raises(InputError) as error:
+        pick(found, **asked)
+    for word in (*words, "1 within the budget cannot be picked", "†", "lower policy.rollout_share"):
+        assert word in str(error.value)
+    assert "raise policy.rollout_share" not in str(error.value)
+
+
 # A world where a higher price must mean fewer sends
 
 
