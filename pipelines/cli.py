@@ -18,6 +18,8 @@ app = typer.Typer(
     help="Decides when a notification is worth sending: from a raw log to a gated, registered, scored policy.",
     no_args_is_help=True,
     add_completion=False,
+    # As markup [sweep] would be a style, and not be shown.
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 abtest = typer.Typer(help="Plan an experiment, and read it.", no_args_is_help=True)
@@ -32,7 +34,8 @@ EXIT_CODE = {"PROMOTE": 0, "REFUSE": 4, "INCONCLUSIVE": 5}
 
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None, rebuild: Rebuild = False) -> None:
-    """The whole road: every step below in order; exit code 0 whatever the verdict."""
+    """The whole road: simulate, etl, propensity, train, evaluate, promote, score and report, each where the
+    configuration asks for it; exit code 0 whatever the verdict."""
     from pipelines import jobs
 
     jobs.run(loaded(config, overrides), rebuild=rebuild)
@@ -157,7 +160,7 @@ def evaluate(
         bool, typer.Option("--spark", help="One bucket of users at a time, on Spark's executors, for logs of any size.")
     ] = False,
 ) -> None:
-    """Estimate the value of every policy from the log, with intervals; training is not needed."""
+    """Estimate the value of every policy from the log, with intervals; without [train] no training is needed."""
     from pipelines import jobs
 
     jobs.evaluate(loaded(config, overrides), spark)

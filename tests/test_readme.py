@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from pipelines.cli import app
 
@@ -36,3 +37,10 @@ def test_what_it_names_exists(document):
 def test_its_links_lead_somewhere(document):
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text())
     assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("command", app.registered_commands, ids=lambda each: each.callback.__name__)
+def test_the_help_of_a_command_loses_no_word(command):
+    name = command.name or command.callback.__name__
+    shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"}).output
+    assert " ".join(command.callback.__doc__.split()) in " ".join(shown.split())
