@@ -18,8 +18,8 @@ app = typer.Typer(
     help="Decides when a notification is worth sending: from a raw log to a gated, registered, scored policy.",
     no_args_is_help=True,
     add_completion=False,
-    # As markup [sweep] would be a style, and not be shown.
-    rich_markup_mode=None,
+    # In Rich's own markup [sweep] is a style, and not shown; without any the list of commands is cut short.
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 abtest = typer.Typer(help="Plan an experiment, and read it.", no_args_is_help=True)
