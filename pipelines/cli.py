@@ -209,6 +209,24 @@ def score(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def handover(
+    config: ConfigPath,
+    file: Annotated[Path, typer.Option("--out", metavar="FILE", help="A .parquet or a .csv.", show_default=False)],
+    night: Annotated[
+        str | None, typer.Option("--night", metavar="DAY", help="A scored night, YYYY-MM-DD; by default the newest.")
+    ] = None,
+    expired: Annotated[
+        bool, typer.Option("--expired", help="Also rows past their valid_until: to look at, not to act on.")
+    ] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Write a scored night as one file for the sender, with those rows alone that hold now."""
+    from pipelines import jobs
+
+    jobs.handover(loaded(config, overrides), file, night, expired)
+
+
+@app.command()
 def freeze(
     config: ConfigPath,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for whoever comes next.")] = "",

@@ -17,6 +17,7 @@ Each step reads what the steps before it left in the run's folder and leaves its
 
 Beside the road: ready looks whether raw days have arrived and leaves nothing; sweep leaves sweep/NAME/, MLflow runs and
 steps/sweep.json, which pick reads; abtest plan and abtest read leave steps/abtest_plan.json and steps/abtest.json;
+handover writes a scored night to a file for the sender;
 `promote --version` and rollback leave entries in the registry's journal; freeze leaves frozen.json, which score obeys
 until unfreeze removes it; vacuum removes files of the tables, forget erases users from them and leaves forgotten.json.
 """
@@ -25,7 +26,7 @@ from typing import Any
 
 from models import table
 from pipelines.config import Config
-from pipelines.jobs.acting import freeze, promote, promote_version, rollback, score, unfreeze
+from pipelines.jobs.acting import freeze, handover, promote, promote_version, rollback, score, unfreeze
 from pipelines.jobs.data import etl, forget, propensity, quality, ready, simulate, vacuum
 from pipelines.jobs.judging import evaluate, explain
 from pipelines.jobs.learning import pick, sweep, train, train_by_spark
@@ -40,6 +41,7 @@ __all__ = [
     "explain",
     "forget",
     "freeze",
+    "handover",
     "monitor",
     "pick",
     "promote",

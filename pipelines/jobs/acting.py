@@ -17,6 +17,7 @@ from models.versions import EVALUATION, VERDICT
 from pipelines import freeze as brake
 from pipelines import summary as summaries
 from pipelines.config import Config
+from pipelines.handover import HandedOver, hand_over
 from pipelines.jobs.judging import artifacts_of, fingerprints_of
 from pipelines.jobs.steps import console, left_by, policy_folder, registry_of, session, step, step_path
 from pipelines.night import run_frozen, run_scoring
@@ -129,6 +130,13 @@ def score(config: Config) -> dict[str, Any]:
         with session(config) as spark:
             result.update(run_scoring(spark, config, champion.folder, champion.version, champion.stale, checked))
     return result
+
+
+def handover(config: Config, file: Path, night: str | None = None, expired: bool = False) -> HandedOver:
+    """Write a scored night as one file for the sender; see `pipelines.handover.hand_over`."""
+    found = hand_over(config, file, night, expired)
+    console.print(found.in_words(), markup=False, highlight=False, soft_wrap=True)
+    return found
 
 
 def freeze(config: Config, reason: str = "") -> dict[str, str]:
