@@ -146,6 +146,13 @@ def calibrated(found: Mapping[str, float], calibration: Mapping[str, Any], confi
     if not off:
         return Check("calibration", True, figures, needed, f"calibration: all {needed}.")
     text = ", ".join(f"{name} have mean {mean:.3f} (standard error {error:.3f})" for name, (mean, error) in off.items())
+    if set(off) == {"the candidate's weights"} and calibration["actions"] and found["ess"] < config.min_ess:
+        reason = (
+            f"calibration: {text} where 1 is expected within {limit:g}, but the weights of every action are right, so "
+            "that the logged propensities look right too: too few users follow the policy for this to be judged. A "
+            'smaller rollout share, or evaluate.per = "decision" where that is the question, would lift it.'
+        )
+        return Check("calibration", None, figures, needed, reason)
     reason = (
         f"calibration: {text} where 1 is expected within {limit:g}. Either the recorded propensities are not those of "
         "the draws, or the log never takes an action that is legal: correct how they are logged, or the legal actions."

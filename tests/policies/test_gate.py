@@ -109,6 +109,22 @@ CASES = [
     ("low support", {"diagnostics": {"support": 0.9}}, "INCONCLUSIVE", "90.00% of user-weeks"),
     ("weights off", {"diagnostics": {"mean_weight": 0.8}}, "INCONCLUSIVE", "have mean 0.800"),
     (
+        # The trajectories are off as nobody follows them; the log itself is right.
+        "weights off and few follow",
+        {"diagnostics": {"mean_weight": 0.046, "mean_weight_se": 0.022, "ess": 4.0}},
+        "INCONCLUSIVE",
+        "the logged propensities look right too: too few users follow the policy",
+    ),
+    (
+        "weights and propensities off, and few follow",
+        {
+            "diagnostics": {"mean_weight": 0.046, "mean_weight_se": 0.022, "ess": 4.0},
+            "calibration": {"actions": {"send": {"mean_weight": 0.83, "se": 0.01}}},
+        },
+        "INCONCLUSIVE",
+        "Either the recorded propensities are not those of the draws",
+    ),
+    (
         "weights off within noise",
         {"diagnostics": {"mean_weight": 0.8, "mean_weight_se": 0.1}},
         "PROMOTE",
