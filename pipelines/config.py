@@ -81,6 +81,16 @@ class Config(Section):
     mlflow: MlflowConfig = MlflowConfig()
     spark: SparkConfig = SparkConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def asked_per(cls, tree: Any) -> Any:
+        """Without events nothing says what an action changes later: where `evaluate.per` is not given, a policy is then
+        judged at one decision."""
+        data, settings = (tree.get(key) for key in ("data", "evaluate")) if isinstance(tree, dict) else (None, None)
+        if not isinstance(data, dict) or data.get("events") is not None or not isinstance(settings, dict | None):
+            return tree
+        return {**tree, "evaluate": {"per": "decision", **(settings or {})}}
+
     @model_validator(mode="after")
     def consistent(self) -> Self:
         for component in self.rewards:

@@ -38,7 +38,7 @@ class EvaluateConfig:
 
     per: Literal["week", "decision"] = "week"
     """`week`: pi acts from the user's first row to the last, value per user-week. `decision`: pi at this decision
-    only."""
+    only, the default of a configuration without data.events."""
     resamples: int = 1000
     """Bootstrap replicates over users."""
     confidence: float = 0.95

@@ -216,3 +216,26 @@ def test_the_etl_hash_names_what_decides_a_transition_and_nothing_else() -> None
         ("constraints.max_sends_24h", "2", False),
     ):
         assert (load(path, {key: value}).etl_hash() == base) is same, key
+
+
+@pytest.mark.parametrize(
+    ("events", "given", "per"),
+    [
+        (True, {}, "week"),
+        (False, {}, "decision"),
+        (False, {"per": "week"}, "week"),
+        (True, {"per": "decision"}, "decision"),
+        (False, {"resamples": 200}, "decision"),
+    ],
+)
+def test_a_log_without_events_is_judged_at_one_decision_by_default(events, given, per):
+    tree = {
+        "name": "log",
+        "run_dir": "run",
+        "rewards": ["sends"],
+        "data": {"decisions": {"path": "d"}, **({"events": {"path": "e"}} if events else {})},
+        "features": {"state": ["hour_sin"]},
+        "evaluate": given,
+    }
+    assert validate(tree, "log.toml").evaluate.per == per
+    assert given or validate({k: v for k, v in tree.items() if k != "evaluate"}, "log.toml").evaluate.per == per
