@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from models.errors import InputError, TransientError
@@ -17,17 +17,37 @@ from models.errors import InputError, TransientError
 FACTS = "facts"
 
 
+def content(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
+    """The bytes of a checkpoint, as `parsed` takes them."""
+    return save({name: each.detach().cpu().contiguous() for name, each in tensors.items()}, {FACTS: json.dumps(facts)})
+
+
+def parsed(content: bytes, place: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and facts of the bytes of a checkpoint that lie at `place`.
+
+    Raises InputError where they are no whole checkpoint.
+    """
+    try:
+        tensors = load(content)
+        # The format's header: its length in eight bytes, then JSON.
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        facts: dict[str, Any] = json.loads(header["__metadata__"][FACTS])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise InputError(f"{place}: no whole checkpoint ({error}); remove it, and training starts anew.") from None
+    return tensors, facts
+
+
 def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Replace the file at `path`; a crash at any moment leaves the old one or the new one, whole.
 
     Raises TransientError where the disk is full: the file that was there stays.
     """
-    content = save({name: each.detach().cpu().contiguous() for name, each in tensors.items()}, _metadata(facts))
+    whole = content(tensors, facts)
     partial = path.with_suffix(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            file.write(content)
+            file.write(whole)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -37,7 +57,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise TransientError(
-            f"{path}: no space for a checkpoint of {len(content):,} bytes ({shutil.disk_usage(path.parent).free:,} "
+            f"{path}: no space for a checkpoint of {len(whole):,} bytes ({shutil.disk_usage(path.parent).free:,} "
             "free); make room and run the same command: it goes on from the checkpoint before."
         ) from None
 
@@ -47,12 +67,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises InputError where the file is no whole checkpoint.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts: dict[str, Any] = json.loads((file.metadata() or {})[FACTS])
-            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: no whole checkpoint ({error}); remove it, and training starts anew.") from None
+    return parsed(path.read_bytes(), str(path))
 
 
 def _settle(folder: Path) -> None:
@@ -62,7 +77,3 @@ def _settle(folder: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
-
-
-def _metadata(facts: Mapping[str, Any]) -> dict[str, str]:
-    return {FACTS: json.dumps(facts)}

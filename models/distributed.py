@@ -9,15 +9,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from models.errors import InputError
-
-Told = TypeVar("Told")
 
 
 @dataclass(frozen=True)
@@ -59,13 +56,18 @@ class Group:
         dist.all_gather(parts, part)
         return torch.stack(parts)
 
-    def first(self, value: Told) -> Told:
-        """What the first process has for `value`, whatever this one has: pickled where there are several."""
+    def first(self, told: bytes) -> bytes:
+        """What the first process has for `told`, at least a byte, whatever this one has."""
         if self.size == 1:
-            return value
-        told = [value]
-        dist.broadcast_object_list(told, src=0)
-        return told[0]
+            return told
+        device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+        length = torch.tensor([len(told)], device=device)
+        dist.broadcast(length, src=0)
+        content = torch.zeros(int(length), dtype=torch.uint8, device=device)
+        if self.rank == 0:
+            content.copy_(torch.frombuffer(bytearray(told), dtype=torch.uint8))
+        dist.broadcast(content, src=0)
+        return content.cpu().numpy().tobytes()
 
     def meet(self) -> None:
         """Wait until every process is here; where one has failed, so does this."""

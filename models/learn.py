@@ -81,7 +81,7 @@ def learn(
             if keep and last in checks and group.rank == 0:
                 _save(keep, blocks, watch, last)
             # Machines may round what they judge by differently, and none may wait for one that went.
-            if not group.first(watch.running):
+            if group.first(b"more" if watch.running else b"done") == b"done":
                 break
     return watch.seen
 
@@ -121,15 +121,15 @@ def _owners(blocks: Sequence[Block]) -> list[tuple[Block, int]]:
     return [(block, index) for block in blocks for index in range(len(block.members))]
 
 
-def _left(keep: Keep) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """What an earlier run of this identity left; None where there is no such checkpoint."""
-    if not keep.path.exists():
-        return None
-    tensors, facts = checkpoint.read(keep.path)
-    if differs := _differs(keep.identity, facts["identity"]):
+def _left(keep: Keep) -> bytes:
+    """The checkpoint that an earlier run of this identity left, or an empty one."""
+    if keep.path.exists():
+        content = keep.path.read_bytes()
+        _, facts = checkpoint.parsed(content, str(keep.path))
+        if not (differs := _differs(keep.identity, facts["identity"])):
+            return content
         LOG.warning("%s: of a run with another %s; training starts anew", keep.path, differs)
-        return None
-    return tensors, facts
+    return checkpoint.content({}, {"identity": keep.identity, "step": 0})
 
 
 def _differs(mine: dict[str, Any], other: dict[str, Any]) -> str:
@@ -139,15 +139,14 @@ def _differs(mine: dict[str, Any], other: dict[str, Any]) -> str:
 
 def _resumed(keep: Keep, blocks: Sequence[Block], watch: Watch, group: Group) -> int:
     """The update that the first process's checkpoint was written after, its state restored; 0 where it has none."""
-    first, left = group.first((keep.identity, _left(keep) if group.rank == 0 else None))
-    if differs := _differs(keep.identity, first):
+    tensors, facts = checkpoint.parsed(group.first(_left(keep) if group.rank == 0 else b""), str(keep.path))
+    if differs := _differs(keep.identity, facts["identity"]):
         raise InputError(
             f"process {group.rank} has another {differs} than the first one; give every process the same "
             "configuration and the same transitions."
         )
-    if left is None:
+    if not facts["step"]:
         return 0
-    tensors, facts = left
     owners = _owners(blocks)
     with torch.no_grad():
         for m, (block, index) in enumerate(owners):
