@@ -208,11 +208,8 @@ def train(
     assess = assess_of(cloned) if assess_of else None
     deploy = deploy or (lambda *_: act)
     judge = _judge(run, deploy, assess, logits) if assess else None
-    keep = (
-        None
-        if checkpoint is None
-        else Keep(checkpoint, identity_of(table, config, seed, members, assess, found, judged_by))
-    )
+    identity = identity_of(table, config, seed, members, assess, found, judged_by)
+    keep = None if checkpoint is None else Keep(checkpoint, identity)
     with _room(config, len(members)), _feed(run, members, shards, found) as (feed, reach):
         held_out = run.held_out(run.validation.target)
         seen = learn(members, config, feed, reach, held_out, judge, group, keep, run.tell, progress)
