@@ -1,6 +1,7 @@
 """Who is in a population: learners as a configuration names them, and the settings of each member."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,6 +14,15 @@ from models.scaling import Scales
 
 Kind = Literal["ddqn", "ddqn_cql", "iql"]
 KINDS = ("ddqn", "ddqn_cql", "iql")
+PENALTIES = ("logsumexp", "push_down")
+POLICIES = ("argmax", "awr")
+
+
+def check_weights(key: str, weights: Mapping[str, float]) -> None:
+    """Raise InputError for a weight that is no finite number; `key` is where the configuration has them."""
+    for name, weight in weights.items():
+        if not math.isfinite(weight):
+            raise InputError(f"{key}.{name} is {weight}; it must be a finite number.")
 
 
 @dataclass(frozen=True)
@@ -57,14 +67,24 @@ class Learner:
         key = f"train.learners.{name}"
         if self.kind not in KINDS:
             raise InputError(f"{key}.kind is {self.kind!r}; it must be one of {', '.join(KINDS)}.")
-        if not self.alpha >= 0:
-            raise InputError(f"{key} is {self.alpha}; alpha must be 0 or more.")
+        if not 0 <= self.alpha < math.inf:
+            raise InputError(f"{key} is {self.alpha}; alpha must be 0 or more, and finite.")
+        if self.kind != "ddqn_cql" and self.alpha not in (0, Learner.alpha):
+            raise InputError(
+                f"{key}.alpha is {self.alpha}, of a penalty that kind {self.kind!r} has not; remove it, or use kind = "
+                "'ddqn_cql'."
+            )
+        if self.penalty not in PENALTIES:
+            raise InputError(f"{key}.penalty is {self.penalty!r}; it must be one of {', '.join(PENALTIES)}.")
+        if self.policy not in POLICIES:
+            raise InputError(f"{key}.policy is {self.policy!r}; it must be one of {', '.join(POLICIES)}.")
         if not 0.5 <= self.expectile < 1:
             raise InputError(f"{key}.expectile is {self.expectile}; it must lie in [0.5, 1).")
-        if not self.temperature > 0:
-            raise InputError(f"{key}.temperature is {self.temperature}; it must be above 0.")
-        if not self.pessimism >= 0:
-            raise InputError(f"{key}.pessimism is {self.pessimism}; it must be 0 or more.")
+        if not 0 < self.temperature < math.inf:
+            raise InputError(f"{key}.temperature is {self.temperature}; it must be above 0, and finite.")
+        if not 0 <= self.pessimism < math.inf:
+            raise InputError(f"{key}.pessimism is {self.pessimism}; it must be 0 or more, and finite.")
+        check_weights(f"{key}.weights", self.weights or {})
         if self.policy == "awr" and (self.kind != "iql" or self.pessimism):
             raise InputError(f"{key}.policy is 'awr', which only iql without pessimism has; use 'argmax'.")
 

@@ -64,27 +64,29 @@ class Units:
         spread: NDArray[np.float64] = np.sqrt(np.diag(self.covariance))
         return np.where(spread == 0, 1.0, spread)
 
-    def weighed(self, weights: Mapping[str, float]) -> Scales:
+    def weighed(self, weights: Mapping[str, float], key: str = "train.weights") -> Scales:
         """The scales of a learner with `weights` per raw unit; absent components weigh 0. sd(w.r)^2 = w' C w.
 
-        Raises InputError naming a weight of an unknown component, a component that is constant though it has a weight,
-        and a weighted reward that never varies.
+        `key` is where the configuration has them. Raises InputError naming a weight of an unknown component, a
+        component that is constant though it has a weight, weights that are all zero, and a reward that never varies.
         """
         names = self.contract.rewards
         unknown = [name for name in weights if name not in names]
         if unknown:
-            raise InputError(f"train.weights: {unknown[0]!r} is not a reward component (known: {', '.join(names)}).")
+            raise InputError(f"{key}: {unknown[0]!r} is not a reward component (known: {', '.join(names)}).")
         w = np.array([weights.get(name, 0.0) for name in names])
+        if not w.any():
+            raise InputError(f"{key} are all zero; give at least one reward component a weight.")
         for name, variance, weight, value in zip(names, np.diag(self.covariance), w, self.reward, strict=True):
             if variance == 0 and weight != 0:
                 raise InputError(
-                    f"train.weights.{name} is {weight}, but reward {name} is {value:g} in all {self.rows} training "
+                    f"{key}.{name} is {weight}, but reward {name} is {value:g} in all {self.rows} training "
                     "rows: nothing can be learned about it; set its weight to 0 or use a longer log."
                 )
         variance = float(w @ self.covariance @ w)
         if variance <= 1e-14 * float(np.square(w * self.sigma).sum()):
             raise InputError(
-                f"train.weights: the weighted reward is {float(w @ self.reward):g} in all {self.rows} training rows; "
+                f"{key}: the weighted reward is {float(w @ self.reward):g} in all {self.rows} training rows; "
                 "its components cancel, choose other weights."
             )
         return Scales(self.mean, self.std, self.sigma, variance**0.5, w)
@@ -97,7 +99,8 @@ class Moments:
         features, rewards = len(contract.features), len(contract.rewards)
         self.contract = contract
         self.rows = 0
-        self.known, self.infinite = np.zeros(features), np.zeros(features, dtype=np.int64)
+        self.known = np.zeros(features)
+        self.infinite, self.elsewhere = np.zeros(features, dtype=np.int64), np.zeros(features, dtype=np.int64)
         self.mean, self.square = np.zeros(features), np.zeros(features)
         self.least, self.most = np.full(features, np.inf), np.full(features, -np.inf)
         self.reward, self.product = np.zeros(rewards), np.zeros((rewards, rewards))
@@ -110,6 +113,8 @@ class Moments:
             state = table.state[rows, s].astype(np.float64)
             known = state[~np.isnan(state)]
             self.infinite[s] += int(np.isinf(known).sum())
+            # What is judged on them would be as infinite, and the learning rate be blamed.
+            self.elsewhere[s] += int(np.isinf(table.state[~rows, s]).sum())
             if not len(known) or self.infinite[s]:
                 continue
             n, off = len(known), known.mean() - self.mean[s]
@@ -134,13 +139,14 @@ class Moments:
 
         Raises InputError naming a feature that is constant, always unknown, or infinite somewhere.
         """
-        for name, infinite, known, least, most in zip(
-            self.contract.features, self.infinite, self.known, self.least, self.most, strict=True
+        for name, infinite, elsewhere, known, least, most in zip(
+            self.contract.features, self.infinite, self.elsewhere, self.known, self.least, self.most, strict=True
         ):
-            if infinite:
+            if infinite or elsewhere:
+                where = f"{infinite} of {self.rows} training rows" if infinite else f"{elsewhere} rows of other splits"
                 raise InputError(
-                    f"features: {name!r} is infinite in {infinite} of {self.rows} training rows; correct the log (a "
-                    "division by zero?), or map the column to null there: unknown is learned from."
+                    f"features: {name!r} is infinite in {where}; correct the log (a division by zero?), or map the "
+                    "column to null there: unknown is learned from."
                 )
             if least >= most:
                 found = f"always {least:g}" if known else "always unknown"

@@ -129,11 +129,12 @@ def member_of(
         given = getattr(learner, key)
         return float(getattr(config, key) if given is None else given)
 
+    shared = units.weighed(config.weights) if learner.weights is None else None
     return Member(
         name=name,
         number=number,
         learner=learner,
-        scales=units.weighed(config.weights if learner.weights is None else learner.weights),
+        scales=shared or units.weighed(learner.weights or {}, f"train.learners.{name}.weights"),
         learning_rate=own("learning_rate"),
         gamma_per_day=own("gamma_per_day"),
         target_rate=own("target_rate"),
@@ -317,9 +318,10 @@ def clone_behaviour(run: Run) -> tuple[Population, list[Point]]:
                 unseen = run.data.at(held_out.places.unsqueeze(0), no_discount)
                 point["validation_nll"] = float(behaviour_cloning(network, unseen))
         if not all(np.isfinite(each) for each in point.values()):
+            name, value = next((name, value) for name, value in point.items() if not np.isfinite(value))
             raise InputError(
-                f"training {BEHAVIOUR} diverged: nll is {point['nll']} at update {step + 1}; lower "
-                f"train.learning_rate ({config.learning_rate}) or look for extreme features."
+                f"training {BEHAVIOUR} diverged: {name} is {value} at update {step + 1}; lower train.learning_rate "
+                f"({config.learning_rate}) or look for extreme features."
             )
         curve.append({"step": float(step + 1), **point})
         run.tell(BEHAVIOUR, step + 1, point)

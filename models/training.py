@@ -1,10 +1,11 @@
 """What is learned, from what, for how long."""
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from models.errors import InputError
-from models.members import Learner
+from models.members import Learner, check_weights
 from models.recorded import PRECISIONS, Precision
 
 BEHAVIOUR = "behaviour"
@@ -71,8 +72,8 @@ class TrainConfig:
             raise InputError(f"train.patience is {self.patience}; it must be 0 (never stop early) or more.")
         if not self.hidden or min(self.hidden) < 1:
             raise InputError(f"train.hidden is {list(self.hidden)}; give one or more layers of 1 or more units.")
-        if self.learning_rate <= 0:
-            raise InputError(f"train.learning_rate is {self.learning_rate}; it must be above 0.")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"train.learning_rate is {self.learning_rate}; it must be above 0, and finite.")
         if not 0 < self.target_rate <= 1:
             raise InputError(f"train.target_rate is {self.target_rate}; it must lie in (0, 1].")
         if self.device not in ("auto", "cpu", "cuda"):
@@ -93,8 +94,10 @@ class TrainConfig:
             # The same limits for what a learner has of its own.
             own = {key: getattr(learner, key) for key in ("gamma_per_day", "learning_rate", "target_rate")}
             for key, value in own.items():
-                if value is not None and not (value > 0 and (value <= 1 or key == "learning_rate")):
-                    raise InputError(f"train.learners.{name}.{key} is {value}; it must lie in (0, 1].")
+                above = "be above 0, and finite" if key == "learning_rate" else "lie in (0, 1]"
+                if value is not None and not (0 < value < math.inf and (value <= 1 or key == "learning_rate")):
+                    raise InputError(f"train.learners.{name}.{key} is {value}; it must {above}.")
+        check_weights("train.weights", self.weights)
         if self.weights_from is not None and self.weights:
             raise InputError(
                 f"train.weights and train.weights_from = {self.weights_from!r} are both given; give one of them."

@@ -111,6 +111,8 @@ class Config(Section):
             ("gate.metrics", self.gate.metrics),
             ("evaluate.most_per_decision", self.evaluate.most_per_decision),
         ]
+        learners = self.train.named if self.train else {}
+        named += [(f"train.learners.{name}.weights", each.weights or ()) for name, each in learners.items()]
         if self.sweep is not None:
             shape = "sweep.grid" if self.sweep.simplex is None else "sweep.simplex.components"
             named += [(shape, self.sweep.components), ("sweep.objectives", self.sweep.objectives)]

@@ -383,6 +383,14 @@ def test_an_infinite_feature_is_named(world) -> None:
         prepare(replace(table, split=np.zeros_like(table.split)), CONFIG, 0)
 
 
+def test_an_infinite_feature_where_nothing_trains_is_named_too(world) -> None:
+    """Else validation TD is infinite, and the learning rate is blamed."""
+    table = split_log(world)
+    table.state[np.flatnonzero(table.split == 1)[3], 0] = -np.inf
+    with pytest.raises(InputError, match=r"features: 'f0' is infinite in 1 rows of other splits; correct the log"):
+        prepare(table, CONFIG, 0)
+
+
 def test_an_action_that_was_never_taken_is_named_and_one_that_was_never_legal_is_not(world) -> None:
     table = world.log(users=60)
     never = table.where(table.action != 1)

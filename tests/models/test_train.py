@@ -8,6 +8,7 @@ import torch
 
 from models.batch import rows_of
 from models.errors import InputError
+from models.members import Learner
 from models.train import train
 from models.training import TrainConfig
 
@@ -204,8 +205,41 @@ def test_divergence_stops_the_run(world) -> None:
         ({"learning_rate": 0.0}, "train.learning_rate is 0.0"),
         ({"target_rate": 1.5}, "train.target_rate is 1.5"),
         ({"device": "tpu"}, "train.device is 'tpu'"),
+        ({"learning_rate": float("nan")}, "train.learning_rate is nan; it must be above 0, and finite"),
+        ({"weights": {"r0": float("nan")}}, "train.weights.r0 is nan; it must be a finite number"),
+        ({"learners": {"cql": float("inf")}}, "train.learners.cql is inf; alpha must be 0 or more, and finite"),
+        (
+            {"learners": {"a": Learner(kind="ddqn", alpha=3.0)}},
+            r"train.learners.a.alpha is 3.0, of a penalty that kind",
+        ),
+        ({"learners": {"a": Learner(kind="iql", alpha=0.5)}}, r"train.learners.a.alpha is 0.5.*kind = 'ddqn_cql'"),
+        ({"learners": {"a": Learner(pessimism=float("inf"))}, "seeds": 2}, "train.learners.a.pessimism is inf"),
+        ({"learners": {"a": Learner(penalty="both")}}, "train.learners.a.penalty is 'both'; .*logsumexp, push_down"),
+        ({"learners": {"a": Learner(policy="softmax")}}, "train.learners.a.policy is 'softmax'; .*argmax, awr"),
+        ({"learners": {"a": Learner(weights={"r0": float("inf")})}}, "train.learners.a.weights.r0 is inf"),
+        (
+            {"learners": {"a": Learner(learning_rate=-1.0)}},
+            "train.learners.a.learning_rate is -1.0; it must be above 0",
+        ),
+        (
+            {"learners": {"a": Learner(target_rate=2.0)}},
+            r"train.learners.a.target_rate is 2.0; it must lie in \(0, 1\]",
+        ),
     ],
 )
 def test_configurations_out_of_range(change, message) -> None:
     with pytest.raises(InputError, match=message):
         replace(SHORT, **change)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"clix": 1.0}, r"train.learners.mine.weights: 'clix' is not a reward component \(known: "),
+        ({"r0": 0.0}, "train.learners.mine.weights are all zero"),
+    ],
+)
+def test_a_fault_in_a_learners_own_weights_is_said_of_them(world, weights, message) -> None:
+    config = replace(SHORT, learners={"mine": Learner(weights=weights)})
+    with pytest.raises(InputError, match=message):
+        train(world.log(users=20), config, 0, greedy, progress=False)
