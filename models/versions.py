@@ -15,6 +15,8 @@ VERDICT = "verdict.json"
 EVALUATION = "evaluation.json"
 CHECKSUMS = "sha256"
 """The tag with path -> SHA-256 of every file, as JSON."""
+SHOWN = 20
+"""Of the versions there are, the newest, where one is not."""
 GONE = {"RESOURCE_DOES_NOT_EXIST", "ENDPOINT_NOT_FOUND"}
 
 
@@ -58,9 +60,11 @@ def find(client: Any, uri: str, model: str, number: str) -> Any:
     except MlflowException as error:
         if error.error_code not in {*GONE, "INVALID_PARAMETER_VALUE"}:
             raise
-        raise InputError(
-            f"{_whence(uri, model, number)} does not exist; MLflow's page of the model lists those that do."
-        ) from None
+        newest = client.search_model_versions(
+            f"name = '{model}'", max_results=SHOWN + 1, order_by=["version_number DESC"]
+        )
+        there = ", ".join(str(each.version) for each in newest[:SHOWN]) + (", ..." if len(newest) > SHOWN else "")
+        raise InputError(f"{_whence(uri, model, number)} does not exist; there are {there or 'none'}.") from None
 
 
 def fetch(client: Any, uri: str, model: str, number: str, into: Path) -> Version:

@@ -119,10 +119,14 @@ def in_words(found: Forgotten, config: Config) -> str:
         f"{name}: {each.rows} rows erased; {each.files} files, {each.bytes:,} bytes removed"
         for name, each in found.tables.items()
     ]
-    lines.append(f"{found.users} users forgotten, {found.again} of them already earlier")
+    erased = found.users - found.again - len(found.unknown)
+    lines.append(f"of {found.users} users {erased} found and erased, {found.again} already earlier")
     if found.unknown:
         more = f" and {len(found.unknown) - SHOWN} more" if len(found.unknown) > SHOWN else ""
-        lines.append(f"in no table: {', '.join(found.unknown[:SHOWN])}{more}; recorded all the same")
+        lines.append(
+            f"NOT FOUND, in no table: {', '.join(found.unknown[:SHOWN])}{more}; are the ids spelt as in the log? "
+            "recorded all the same, so that no later run takes them in"
+        )
     if found.unfinished:
         lines.append(f"{found.unfinished} users of an earlier request that was cut short wait: repeat it to finish")
     if any(each.files for each in found.tables.values()):

@@ -92,9 +92,11 @@ def promote_version(config: Config, version: str, override: str | None = None) -
         return _told({"verdict": "REFUSE", "candidate": f"version {version}", "reasons": [words]})
     state = registry.promote(version, reason=(override or "").strip())
     reasons = [f"champion is version {state.champion}, before it {state.previous or 'none'}"]
+    named = f"version {version}"
     if unjudged:
+        named += ", by hand and without a verdict"
         reasons.append(f"overridden, as {unjudged}: {override}")
-    return _told({"verdict": "PROMOTE", "candidate": f"version {version}", "reasons": reasons})
+    return _told({"verdict": "PROMOTE", "candidate": named, "reasons": reasons})
 
 
 def _told(verdict: dict[str, Any]) -> dict[str, Any]:

@@ -188,7 +188,8 @@ def test_a_version_that_was_deleted_stops_nobody_but_who_wants_it(registry: Regi
 
 
 def test_a_version_that_never_was_is_not_promoted(registry: Registry, versions: list[str]) -> None:
-    with pytest.raises(InputError, match=r"version 77 of .* does not exist"):
+    there = ", ".join(reversed(versions))
+    with pytest.raises(InputError, match=rf"version 77 of .* does not exist; there are {there}\."):
         registry.promote("77")
     assert len(registry.journal.entries()) == 1
 

@@ -112,6 +112,7 @@ def test_an_override_goes_with_a_version(path: Path) -> None:
 def test_an_override_is_kept_and_rolled_back_in_one_command(path: Path, registry: Registry) -> None:
     done = tactful("promote", str(path), "--version", "2", "--override", "an experiment with 1% of users")
     assert done.exit_code == 0, done.output
+    assert "version 2, by hand and without a verdict: PROMOTE" in " ".join(done.output.replace("│", " ").split())
     assert aliases(registry) == {"champion": "2", "previous": "1", "challenger": "2"}
     entry = registry.journal.entries()[-1]
     assert (entry.what, entry.version, entry.reason) == ("promote", "2", "an experiment with 1% of users")
