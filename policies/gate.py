@@ -112,9 +112,14 @@ def judge(evaluation: dict[str, Any], config: GateConfig, tried: int) -> dict[st
     }
 
 
-def _check_inputs(evaluation: dict[str, Any], config: GateConfig, tried: int) -> None:
+def check_guarded(config: GateConfig) -> None:
+    """Raise InputError where no metric is guarded: a verdict would guard nothing."""
     if not config.metrics:
         raise InputError("gate.metrics is empty; name the metrics to guard, each with direction and margin.")
+
+
+def _check_inputs(evaluation: dict[str, Any], config: GateConfig, tried: int) -> None:
+    check_guarded(config)
     if config.candidate not in evaluation["policies"]:
         raise InputError(
             f"gate.candidate: {config.candidate!r} was not evaluated; found {', '.join(evaluation['policies'])}."

@@ -32,6 +32,7 @@ from pipelines.jobs.judging import evaluate, explain
 from pipelines.jobs.learning import pick, sweep, train, train_by_spark
 from pipelines.jobs.reporting import abtest_plan, abtest_read, monitor, report
 from pipelines.jobs.steps import session
+from policies.gate import check_guarded
 
 __all__ = [
     "abtest_plan",
@@ -65,8 +66,11 @@ __all__ = [
 def run(config: Config, rebuild: bool = False) -> dict[str, Any]:
     """Every step in order, on one Spark session; a log without candidates is not scored.
 
-    Without [train] nothing is learned, judged or scored: the road is ETL, evaluation and report.
+    Without [train] nothing is learned, judged or scored: the road is ETL, evaluation and report. Raises InputError
+    where a verdict would have nothing to guard, before anything is done.
     """
+    if config.train is not None:
+        check_guarded(config.gate)
     with session(config):
         if config.simulate is not None:
             simulate(config)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from models.errors import InputError
+from pipelines import jobs
 from pipelines.config import load, validate
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
@@ -239,3 +240,13 @@ def test_a_log_without_events_is_judged_at_one_decision_by_default(events, given
     }
     assert validate(tree, "log.toml").evaluate.per == per
     assert given or validate({k: v for k, v in tree.items() if k != "evaluate"}, "log.toml").evaluate.per == per
+
+
+def test_a_run_that_nothing_would_guard_is_refused_before_it_begins(tmp_path: Path) -> None:
+    text = next(each for each in CONFIGS if each.stem == "demo").read_text()
+    file = tmp_path / "unguarded.toml"
+    file.write_text(text[: text.index("[gate.metrics")])
+    config = load(file, {"run_dir": str(tmp_path / "run"), "data.decisions.path": str(tmp_path / "lake")})
+    with pytest.raises(InputError, match=r"gate\.metrics is empty; name the metrics to guard"):
+        jobs.run(config)
+    assert [each.name for each in tmp_path.iterdir()] == ["unguarded.toml"]
