@@ -147,12 +147,11 @@ class Pool:
         self.reader.shutdown(wait=True, cancel_futures=True)
 
     def turns(self, steps: int) -> Sequence[int]:
-        """The updates at which a bucket is replaced, several where a turn is too short to be drawn from; none where the
-        buffer holds everything."""
+        """The updates at which buckets are replaced; none where the buffer holds everything."""
         if self.whole:
             return ()
         self._turn(steps)
-        return [begin for begin in self.begins if 0 < begin < steps]
+        return sorted({begin for begin in self.begins if 0 < begin < steps})
 
     def advance(self, step: int) -> None:
         """Load what update `step` draws from and is not there yet, and begin to read what comes next."""
@@ -203,10 +202,10 @@ class Pool:
         return data, torch.from_numpy(np.flatnonzero(rows_of(table, "train").target))
 
     def _load(self, slot: Slot) -> None:
-        if self.ahead is not None and self.ahead[0] == slot.visit:
-            (data, eligible), self.ahead = self.ahead[1].result(), None
-        else:
-            data, eligible = self._read(slot.bucket)
+        if self.ahead is None or self.ahead[0] != slot.visit:
+            # By the reader too: one bucket is read at a time.
+            self.ahead = (slot.visit, self.reader.submit(self._read, slot.bucket))
+        (data, eligible), self.ahead = self.ahead[1].result(), None
         for field in fields(data):
             place = getattr(self.data, field.name)[slot.start : slot.start + slot.rows]
             place.copy_(getattr(data, field.name), non_blocking=True)
