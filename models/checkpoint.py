@@ -22,15 +22,15 @@ def content(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
     return save({name: each.detach().cpu().contiguous() for name, each in tensors.items()}, {FACTS: json.dumps(facts)})
 
 
-def parsed(content: bytes, place: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def parsed(whole: bytes, place: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and facts of the bytes of a checkpoint that lie at `place`.
 
     Raises InputError where they are no whole checkpoint.
     """
     try:
-        tensors = load(content)
+        tensors = load(whole)
         # The format's header: its length in eight bytes, then JSON.
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])
         facts: dict[str, Any] = json.loads(header["__metadata__"][FACTS])
     except (SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"{place}: no whole checkpoint ({error}); remove it, and training starts anew.") from None

@@ -108,13 +108,14 @@ class Moments:
 
     def add(self, table: Transitions, rows: NDArray[np.bool_]) -> None:
         """The rows of `table` marked in `rows` [N]. Source: Chan, Golub and LeVeque 1983, eq. 2.1."""
+        others = ~rows
         for s in range(len(self.mean)):
             # One feature at a time: a table that fills the memory has no second copy.
             state = table.state[rows, s].astype(np.float64)
             known = state[~np.isnan(state)]
             self.infinite[s] += int(np.isinf(known).sum())
             # What is judged on them would be as infinite, and the learning rate be blamed.
-            self.elsewhere[s] += int(np.isinf(table.state[~rows, s]).sum())
+            self.elsewhere[s] += int(np.isinf(table.state[others, s]).sum())
             if not len(known) or self.infinite[s]:
                 continue
             n, off = len(known), known.mean() - self.mean[s]

@@ -129,12 +129,14 @@ def member_of(
         given = getattr(learner, key)
         return float(getattr(config, key) if given is None else given)
 
-    shared = units.weighed(config.weights) if learner.weights is None else None
+    weights, key = config.weights, "train.weights"
+    if learner.weights is not None:
+        weights, key = learner.weights, f"train.learners.{name}.weights"
     return Member(
         name=name,
         number=number,
         learner=learner,
-        scales=shared or units.weighed(learner.weights or {}, f"train.learners.{name}.weights"),
+        scales=units.weighed(weights, key),
         learning_rate=own("learning_rate"),
         gamma_per_day=own("gamma_per_day"),
         target_rate=own("target_rate"),

@@ -17,9 +17,9 @@ Each step reads what the steps before it left in the run's folder and leaves its
 
 Beside the road: ready looks whether raw days have arrived and leaves nothing; sweep leaves sweep/NAME/, MLflow runs and
 steps/sweep.json, which pick reads; abtest plan and abtest read leave steps/abtest_plan.json and steps/abtest.json;
-handover writes a scored night to a file for the sender;
-`promote --version` and rollback leave entries in the registry's journal; freeze leaves frozen.json, which score obeys
-until unfreeze removes it; vacuum removes files of the tables, forget erases users from them and leaves forgotten.json.
+handover writes a scored night to a file for the sender; `promote --version` and rollback leave entries in the
+registry's journal; freeze leaves frozen.json, which score obeys until unfreeze removes it; vacuum removes files of the
+tables, forget erases users from them and leaves forgotten.json.
 """
 
 from typing import Any
