@@ -242,6 +242,12 @@ def test_a_log_without_events_is_judged_at_one_decision_by_default(events, given
     assert given or validate({k: v for k, v in tree.items() if k != "evaluate"}, "log.toml").evaluate.per == per
 
 
+def test_a_component_that_only_a_learners_own_weights_misspell_is_named() -> None:
+    learners = {"mine": {"weights": {"clix": 1.0}}}
+    with pytest.raises(InputError, match=r"train\.learners\.mine\.weights: 'clix' is not a reward component"):
+        validate(changed({"train/learners": learners}), "small.toml")
+
+
 def test_a_run_that_nothing_would_guard_is_refused_before_it_begins(tmp_path: Path) -> None:
     text = next(each for each in CONFIGS if each.stem == "demo").read_text()
     file = tmp_path / "unguarded.toml"
