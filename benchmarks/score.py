@@ -6,7 +6,8 @@ after one to warm up on a fifth of the users, with the same threads, the same Ar
 files on one disk, zstd at level 1, which hold the candidate's id and what was said of it:
 
 - mlflow: `spark_udf` with env_manager "local" of the Q network alone, in the form that is fastest, written by Spark;
-- q: `pipelines.inference.predicted`, the same network, the model alone, from the same DataFrame, written by Spark;
+- q: `pipelines.scoring.inference.predicted`, the same network, the model alone, from the same DataFrame, written by
+  Spark;
 - q_files: `write_predicted`, the same, whose tasks read and write files with Arrow instead of Spark: one commit of a
   Delta table;
 - full: `decided`, reading and writing in the same way: all three networks, legal actions under constraints, a volume
@@ -49,9 +50,9 @@ from models.train import Learned
 from pipelines.config import Config, validate
 from pipelines.etl.plans import as_of, make_plan
 from pipelines.etl.staging import new_run
-from pipelines.inference import FACTS, Network, States, decided, predicted, write_predicted
-from pipelines.rounds import Rules
-from pipelines.scoring import Night
+from pipelines.scoring.inference import FACTS, Network, States, decided, predicted, write_predicted
+from pipelines.scoring.rounds import Rules
+from pipelines.scoring.tasks import Night
 from pipelines.session import spark_session
 
 Report = dict[str, Any]

@@ -27,10 +27,10 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from models.errors import InputError, TransientError
 from pipelines.config import Config
-from pipelines.desk import taken
 from pipelines.etl import store
 from pipelines.etl.schemas import Layout
 from pipelines.etl.staging import Staged, new_run, write
+from pipelines.scoring.desk import taken
 from pipelines.vacuum import present, remove, tables
 
 USER = "user_id"

@@ -14,14 +14,14 @@ from models.errors import InputError
 from models.promotions import State
 from models.training import BEHAVIOUR
 from models.versions import EVALUATION, VERDICT
-from pipelines import freeze as brake
 from pipelines import summary as summaries
 from pipelines.config import Config
-from pipelines.handover import HandedOver, hand_over
 from pipelines.jobs.judging import artifacts_of, fingerprints_of
 from pipelines.jobs.steps import console, left_by, policy_folder, registry_of, session, step, step_path
-from pipelines.night import run_frozen, run_scoring
 from pipelines.reading import LEARNED_VERSIONS
+from pipelines.scoring import freeze as brake
+from pipelines.scoring.handover import HandedOver, hand_over
+from pipelines.scoring.night import run_frozen, run_scoring
 from policies.gate import judge
 
 logger = logging.getLogger("tactful.score")
@@ -135,7 +135,7 @@ def score(config: Config) -> dict[str, Any]:
 
 
 def handover(config: Config, file: Path, night: str | None = None, expired: bool = False) -> HandedOver:
-    """Write a scored night as one file for the sender; see `pipelines.handover.hand_over`."""
+    """Write a scored night as one file for the sender; see `pipelines.scoring.handover.hand_over`."""
     found = hand_over(config, file, night, expired)
     console.print(found.in_words(), markup=False, highlight=False, soft_wrap=True)
     return found

@@ -18,8 +18,8 @@ from models.errors import InputError
 from pipelines.config import Config
 from pipelines.etl import store
 from pipelines.etl.flow import explained
-from pipelines.inference import Network, States, decided, predicted, states_of, write_predicted
-from pipelines.scoring import Night, scores_schema
+from pipelines.scoring.inference import Network, States, decided, predicted, states_of, write_predicted
+from pipelines.scoring.tasks import Night, scores_schema
 from policies.constraints import legal_actions
 from policies.q_policy import deployed_probabilities
 

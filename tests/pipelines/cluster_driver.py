@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from pipelines.config import validate
 from pipelines.etl.flow import run_etl
-from pipelines.night import run_scoring
+from pipelines.scoring.night import run_scoring
 from pipelines.session import spark_session
 
 

@@ -12,9 +12,10 @@ import pandas as pd
 from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
-from pipelines import jobs, night
+from pipelines import jobs
 from pipelines.config import Config, validate
 from pipelines.jobs.steps import registry_of
+from pipelines.scoring import night
 
 USERS = 240
 LOGGED_DAYS = 10

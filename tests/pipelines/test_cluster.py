@@ -23,7 +23,7 @@ from pyspark.sql import SparkSession
 
 from pipelines import jobs
 from pipelines.config import Config, validate
-from pipelines.night import run_scoring
+from pipelines.scoring.night import run_scoring
 from pipelines.session import archive
 from pipelines.simulate import run_simulate
 
@@ -249,7 +249,7 @@ def test_the_archive_holds_every_python_file_and_nothing_else() -> None:
         ("pipelines.etl.blocks", NEEDED),
         ("pipelines.etl.buckets", NEEDED),
         ("pipelines.etl.files", NEEDED),
-        ("pipelines.scoring", TO_SCORE),
+        ("pipelines.scoring.tasks", TO_SCORE),
     ],
 )
 def test_the_archive_needs_few_packages(kernels: str, packages: tuple[str, ...], tmp_path: Path) -> None:

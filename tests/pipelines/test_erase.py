@@ -21,10 +21,10 @@ from models.errors import InputError, TransientError
 from pipelines import erase
 from pipelines.cli import app
 from pipelines.config import Config, validate
-from pipelines.desk import lay
 from pipelines.etl import staging, store
 from pipelines.etl.flow import run_etl
 from pipelines.etl.schemas import Layout
+from pipelines.scoring.desk import lay
 from pipelines.simulate import run_simulate
 
 GONE = ['o\'brien -- "quoted"', "übermut-77", "plainly-me"]

@@ -19,8 +19,8 @@ from models.errors import InputError, QualityError
 from pipelines import jobs
 from pipelines.cli import EXIT_CODE, app
 from pipelines.config import Config, validate
-from pipelines.night import run_scoring
 from pipelines.report.text import policy_name
+from pipelines.scoring.night import run_scoring
 from policies.baselines import NAMES
 from policies.q_policy import QPolicy
 

@@ -12,13 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from models.errors import InputError
-from pipelines import freeze, handover, night
 from pipelines.cli import app
 from pipelines.config import Config
 from pipelines.etl.features import DAY, HOUR
-from tests.pipelines.candidates import candidate
+from pipelines.scoring import freeze, handover, night
 from tests.pipelines.hostile import START, tree
-from tests.pipelines.nights import EPOCH, configured, etl, lake, played, rows_of, score, write_candidates
+from tests.pipelines.scoring.candidates import candidate
+from tests.pipelines.scoring.nights import EPOCH, configured, etl, lake, played, rows_of, score, write_candidates
 from tests.pipelines.test_etl_crash import toml
 
 AT = START + 49 * DAY + 12 * HOUR

@@ -21,7 +21,6 @@ from pyspark.sql import functions as F
 
 from models import artifact
 from models.errors import InputError, TransientError
-from pipelines import freeze, manifest
 from pipelines.config import Config
 from pipelines.erase import forgotten
 from pipelines.etl import store
@@ -31,10 +30,11 @@ from pipelines.etl.plans import as_of, make_plan, text_of
 from pipelines.etl.schemas import CANDIDATES
 from pipelines.etl.sources import Source, open_sources
 from pipelines.etl.staging import new_run
-from pipelines.lookback import Lookback, look_back
-from pipelines.passes import Passes
-from pipelines.rounds import Rules
-from pipelines.scoring import FROZEN, Night, scores_layout
+from pipelines.scoring import freeze, manifest
+from pipelines.scoring.lookback import Lookback, look_back
+from pipelines.scoring.passes import Passes
+from pipelines.scoring.rounds import Rules
+from pipelines.scoring.tasks import FROZEN, Night, scores_layout
 from pipelines.sections import FALLBACK_LOGGING
 
 logger = logging.getLogger("tactful.score")

@@ -11,11 +11,11 @@ import pytest
 from models.errors import InputError
 from pipelines.config import Config, validate
 from pipelines.etl.features import HOUR
-from pipelines.rounds import Price
-from tests.pipelines.candidates import candidate, judged
+from pipelines.scoring.rounds import Price
 from tests.pipelines.hostile import PLAN, Row, a_log, tree
-from tests.pipelines.nights import champion_for, configured, lake, rows_of, score, write_candidates
-from tests.pipelines.test_scoring_rounds import NOON
+from tests.pipelines.scoring.candidates import candidate, judged
+from tests.pipelines.scoring.nights import champion_for, configured, lake, rows_of, score, write_candidates
+from tests.pipelines.scoring.test_scoring_rounds import NOON
 
 DECISION = {"rollout_share": 0.95, "exploration": 0.05}
 RANGE = {**DECISION, "lambda": 0.0, "lambda_low": -2.0, "lambda_high": 3.0}

@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from models import artifact
-from pipelines import night, scoring
 from pipelines.config import Config, validate
 from pipelines.etl import flow
 from pipelines.etl.flow import run_etl
 from pipelines.etl.schemas import DECISIONS
-from tests.pipelines.candidates import Formula, asked
+from pipelines.scoring import night, tasks
 from tests.pipelines.hostile import RAW, Row, a_log, tree, write_days
 from tests.pipelines.inprocess import Frame, Session, unjudged
+from tests.pipelines.scoring.candidates import Formula, asked
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -39,7 +39,7 @@ def played(champion: Any) -> Iterator[Session]:
             (flow, "DataFrame", Frame),
             (night, "_night", _night),
             (artifact, "load", lambda _: champion),
-            (scoring, "_loaded", lambda *_: champion),
+            (tasks, "_loaded", lambda *_: champion),
         ):
             stack.enter_context(patch.object(where, name, what))
         stack.enter_context(unjudged())

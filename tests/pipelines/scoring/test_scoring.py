@@ -9,8 +9,9 @@ import pytest
 from pyspark.sql import SparkSession
 
 from models.errors import InputError
-from pipelines import jobs, night
+from pipelines import jobs
 from pipelines.config import Config, validate
+from pipelines.scoring import night
 
 DAY = "2026-01-{:02d} 12:00:00"
 HEADER = "decision_id,user_id,decided_at,action,propensity,relevance"

@@ -16,11 +16,11 @@ from pipelines.etl.features import DAY, HOUR
 from pipelines.etl.hashing import xxhash64
 from pipelines.etl.marks import Plan
 from pipelines.etl.schemas import DECISIONS, USERS
-from pipelines.rounds import Price, drawn
+from pipelines.scoring.rounds import Price, drawn
 from policies.constraints import Constraints
-from tests.pipelines.candidates import RULES, Formula, candidate, judged
 from tests.pipelines.hostile import ACTIONS, NAMES, PLAN, START, Row, a_log, finish
 from tests.pipelines.naive import naive_reasons, naive_state
+from tests.pipelines.scoring.candidates import RULES, Formula, candidate, judged
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

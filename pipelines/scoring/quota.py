@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.errors import InputError
-from pipelines.rounds import Price
+from pipelines.scoring.rounds import Price
 from policies.budget import TOLERANCE, Solved, Volume, solve
 
 TRIES = 40

@@ -12,7 +12,7 @@ from models.contract import Contract
 from pipelines.etl.history import Before
 from pipelines.etl.marks import Plan
 from pipelines.etl.schemas import CANDIDATES, DECISIONS
-from pipelines.rounds import Judge, Judged, Price, Rules
+from pipelines.scoring.rounds import Judge, Judged, Price, Rules
 from tests.pipelines.hostile import PLAN, SCHEMAS, Row, tables_of
 
 COLUMNS = ("user_id", "row_id", "at", "legal", "context:relevance", "category:topic", "found")

@@ -62,7 +62,7 @@ class Judged:
     asked: pa.Table
     """row_id, user_id, at."""
     reason: NDArray[Any]
-    """[N] None where the policy decides, else the rule, see scoring.py."""
+    """[N] None where the policy decides, else the rule, see tasks.py."""
     legal: Bools
     """[N, A]"""
     q: Floats

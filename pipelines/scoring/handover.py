@@ -1,6 +1,6 @@
 """A scored night as one file, for a sender that does not read Delta tables.
 
-The file has the columns of the scores table (`scoring.py`), `night` first. In CSV the lists `probabilities` and `legal`
+The file has the columns of the scores table (`tasks.py`), `night` first. In CSV the lists `probabilities` and `legal`
 are JSON, and times are as 2026-03-01 18:00:00.000000Z.
 """
 
@@ -20,10 +20,10 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from models.errors import InputError, TransientError
-from pipelines import freeze
 from pipelines.config import Config
 from pipelines.etl import store
 from pipelines.monitor.nights import Nights
+from pipelines.scoring import freeze
 from pipelines.vacuum import MANIFESTS
 
 ROWS = 1 << 16

@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipelines import scoring
 from pipelines.config import Config
-from tests.pipelines.nights import champion_for, configured, score
+from pipelines.scoring import tasks
+from tests.pipelines.scoring.nights import champion_for, configured, score
 
 KILLS = 4
 WRITES = {"first file": 1, "half of the files": 2}
@@ -47,7 +47,7 @@ def night_of(folder: Path, run: str) -> Config:
 def play(config: Config, station: str | None) -> None:
     """Score; dead at the station, if there is one."""
     if station in WRITES:
-        write, left = scoring.staging.write, [WRITES[station]]
+        write, left = tasks.staging.write, [WRITES[station]]
 
         def writing(*given: Any) -> Any:
             found = write(*given)
@@ -56,7 +56,7 @@ def play(config: Config, station: str | None) -> None:
                 die()
             return found
 
-        scoring.staging.write = writing
+        tasks.staging.write = writing
     elif station is not None:
         logger = logging.getLogger("tactful.score")
         logger.setLevel(logging.INFO)

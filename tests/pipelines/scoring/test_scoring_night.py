@@ -15,15 +15,16 @@ from deltalake import DeltaTable
 from typer.testing import CliRunner
 
 from models.errors import InputError, TransientError
-from pipelines import erase, freeze, night, vacuum
+from pipelines import erase, vacuum
 from pipelines.cli import app
 from pipelines.config import Config
 from pipelines.etl import staging
 from pipelines.etl.features import DAY, HOUR
 from pipelines.etl.schemas import DECISIONS, EVENTS
-from tests.pipelines.candidates import candidate
+from pipelines.scoring import freeze, night
 from tests.pipelines.hostile import START, Row, a_log, tree, write_days
-from tests.pipelines.nights import champion_for, configured, etl, lake, played, rows_of, score, write_candidates
+from tests.pipelines.scoring.candidates import candidate
+from tests.pipelines.scoring.nights import champion_for, configured, etl, lake, played, rows_of, score, write_candidates
 from tests.pipelines.test_etl_crash import toml
 
 AT = START + 49 * DAY + 12 * HOUR
@@ -268,7 +269,7 @@ def test_a_manifest_that_a_kill_left_out_is_written_by_the_rerun(folder: Path) -
     def killed(*_: Any) -> Path:
         raise KeyboardInterrupt
 
-    with patch("pipelines.manifest.write", killed), pytest.raises(KeyboardInterrupt):
+    with patch("pipelines.scoring.manifest.write", killed), pytest.raises(KeyboardInterrupt):
         score(config)
     rows = rows_of(config)
     assert not (config.run_dir / "scores" / "manifests").exists()

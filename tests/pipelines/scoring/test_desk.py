@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from models.contract import Contract
-from pipelines.desk import as_table, from_table, joined, lay, taken
-from pipelines.rounds import Judged
+from pipelines.scoring.desk import as_table, from_table, joined, lay, taken
+from pipelines.scoring.rounds import Judged
 
 CONTRACT = Contract(("hold", "send", "call"), ("f",), ("sends", "clicks"), {"sends": "1", "clicks": "1"})
 
@@ -65,7 +65,7 @@ def test_a_write_that_fails_leaves_no_file_of_that_name(tmp_path: Path, monkeypa
     def full(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("pipelines.desk.os.replace", full)
+    monkeypatch.setattr("pipelines.scoring.desk.os.replace", full)
     with pytest.raises(OSError, match="No space left"):
         lay(as_table(judged(5)), tmp_path / "1.arrow")
     assert not (tmp_path / "1.arrow").exists()

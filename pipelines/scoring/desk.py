@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from models.contract import Contract
-from pipelines.rounds import Judged
+from pipelines.scoring.rounds import Judged
 
 SHAPES = ("legal", "q", "logits", "values", "fixed")
 

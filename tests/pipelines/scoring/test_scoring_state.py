@@ -15,8 +15,8 @@ from pipelines.etl.history import Before, mark
 from pipelines.etl.marks import ints
 from pipelines.etl.schemas import DECISIONS, EVENTS
 from pipelines.etl.transitions import transitions
-from tests.pipelines.candidates import SCHEMA, candidate, judged
 from tests.pipelines.hostile import NAMES, PLAN, START, a_log, tables_of
+from tests.pipelines.scoring.candidates import SCHEMA, candidate, judged
 
 LOG = tables_of(a_log(3, 60))
 

@@ -23,12 +23,12 @@ from pipelines.config import Config, load
 from pipelines.etl import store
 from pipelines.jobs.steps import registry_of
 from pipelines.vacuum import vacuum
-from tests.pipelines.killed_nights import KILLS, STATIONS
-from tests.pipelines.nights import configured as without_spark
-from tests.pipelines.nights import etl, lake, rows_of, write_candidates
+from tests.pipelines.scoring.killed_nights import KILLS, STATIONS
+from tests.pipelines.scoring.nights import configured as without_spark
+from tests.pipelines.scoring.nights import etl, lake, rows_of, write_candidates
+from tests.pipelines.scoring.test_scoring import ROWS, config_of, make_log
+from tests.pipelines.scoring.test_scoring_night import NIGHT, tonight
 from tests.pipelines.test_etl_crash import PATIENCE, paused, toml
-from tests.pipelines.test_scoring import ROWS, config_of, make_log
-from tests.pipelines.test_scoring_night import NIGHT, tonight
 
 HEADER = "candidate_id,user_id,decide_at,legal_actions,relevance"
 
@@ -42,8 +42,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
     lake(folder)
     write_candidates(folder, tonight())
     etl(without_spark(folder, "made", etl={"buckets": 4}))
-    command = [sys.executable, "-m", "tests.pipelines.killed_nights", str(folder)]
-    here = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "tests.pipelines.scoring.killed_nights", str(folder)]
+    here = Path(__file__).parents[3]
     done = subprocess.run(command, capture_output=True, text=True, timeout=4 * PATIENCE, cwd=here)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder, json.loads(done.stdout)

@@ -25,10 +25,10 @@ from pipelines.etl.progress import watched
 from pipelines.etl.schemas import NAMES
 from pipelines.etl.sources import Source
 from pipelines.etl.staging import Staged
-from pipelines.lookback import Lookback
-from pipelines.quota import EVERYWHERE, Quota, meet
-from pipelines.rounds import Price
-from pipelines.scoring import (
+from pipelines.scoring.lookback import Lookback
+from pipelines.scoring.quota import EVERYWHERE, Quota, meet
+from pipelines.scoring.rounds import Price
+from pipelines.scoring.tasks import (
     COUNTS,
     EXPECTED,
     JUDGED,

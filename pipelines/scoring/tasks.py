@@ -34,7 +34,6 @@ from numpy.typing import NDArray
 from models import artifact
 from models.contract import Contract
 from models.errors import InputError
-from pipelines.desk import as_table, from_table, joined, lay, taken
 from pipelines.etl import staging
 from pipelines.etl.arrivals import arrivals_of
 from pipelines.etl.blocks import Batches, from_blocks
@@ -42,7 +41,8 @@ from pipelines.etl.buckets import RESULT, Resume, before_of
 from pipelines.etl.history import Before
 from pipelines.etl.marks import Plan, ints, is_null
 from pipelines.etl.schemas import CANDIDATES, NAMES, Layout
-from pipelines.rounds import Judge, Judged, Price, Rules, drawn
+from pipelines.scoring.desk import as_table, from_table, joined, lay, taken
+from pipelines.scoring.rounds import Judge, Judged, Price, Rules, drawn
 
 FROZEN = "frozen"
 SCORES, COUNTS, READ, VOLUME, EXPECTED, JUDGED = "scores", "counts", "read", "volume", "expected", "judged"

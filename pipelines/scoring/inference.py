@@ -33,16 +33,16 @@ from pyspark.sql.types import StructType
 
 from models import artifact
 from models.errors import InputError
-from pipelines.desk import as_table, from_table, lay, taken
 from pipelines.etl import staging, store
 from pipelines.etl.blocks import Batches
 from pipelines.etl.buckets import RESULT
 from pipelines.etl.files import Piece, packed, survey
 from pipelines.etl.schemas import Layout
-from pipelines.passes import by_kind, scores_of, staged_in, sum_of
-from pipelines.quota import Quota, meet
-from pipelines.rounds import ONLY_LEGAL_ACTION, Judged, Price
-from pipelines.scoring import JUDGED, SCORES, VOLUME, Night, champion_of, results, scores_layout, written
+from pipelines.scoring.desk import as_table, from_table, lay, taken
+from pipelines.scoring.passes import by_kind, scores_of, staged_in, sum_of
+from pipelines.scoring.quota import Quota, meet
+from pipelines.scoring.rounds import ONLY_LEGAL_ACTION, Judged, Price
+from pipelines.scoring.tasks import JUDGED, SCORES, VOLUME, Night, champion_of, results, scores_layout, written
 from policies.budget import Volume
 from policies.constraints import legal_actions
 
