@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from models import artifact
-from models.champion import find_champion
 from models.errors import InputError
-from models.promotions import State
+from models.registry.champion import find_champion
+from models.registry.promotions import State
+from models.registry.versions import EVALUATION, VERDICT
 from models.training import BEHAVIOUR
-from models.versions import EVALUATION, VERDICT
 from pipelines import summary as summaries
 from pipelines.config import Config
 from pipelines.jobs.judging import artifacts_of, fingerprints_of
@@ -117,7 +117,7 @@ def rollback(config: Config, reason: str = "") -> State:
 def score(config: Config) -> dict[str, Any]:
     """Decide for every candidate of the night with the registry's champion, or the one checked last; hold while frozen.
 
-    See `models.champion.find_champion` for when the registry does not answer.
+    See `models.registry.champion.find_champion` for when the registry does not answer.
     """
     if config.data.candidates is None:
         raise InputError("data.candidates: missing; say where tonight's candidates lie, or do without `tactful score`.")

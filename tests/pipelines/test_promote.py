@@ -14,15 +14,15 @@ from typer.testing import CliRunner, Result
 
 from models.artifact import load
 from models.errors import InputError, TransientError
-from models.promotions import fold
 from models.registry import Registry
+from models.registry.promotions import fold
 from pipelines import jobs
 from pipelines.cli import app
 from pipelines.config import Config, validate
 from pipelines.etl.units import feature_units
 from pipelines.jobs import acting, steps
 from pipelines.sections import STATE_FEATURES, Features
-from tests.models.registries import aliases
+from tests.models.registry.registries import aliases
 from tests.pipelines.test_etl_crash import toml
 from tests.pipelines.test_road import small
 

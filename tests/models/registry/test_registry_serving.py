@@ -11,7 +11,7 @@ from pyspark.sql import SparkSession
 
 from models.artifact import export, load
 from models.registry import Registry
-from tests.models.mlflow_servers import model_server
+from tests.models.registry.mlflow_servers import model_server
 
 RESULT = "q array<float>, behaviour array<float>, values array<array<float>>"
 OUTPUTS = ("q", "behaviour", "values")

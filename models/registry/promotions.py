@@ -33,7 +33,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from models.errors import InputError
-from models.outages import CONTENDED
+from models.registry.outages import CONTENDED
 
 ALIASES = ("previous", "champion", "challenger")
 SUFFIX = ".promotions"

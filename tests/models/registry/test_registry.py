@@ -19,10 +19,10 @@ import pytest
 
 from models.artifact import export, load
 from models.errors import InputError
-from models.packing import checksums, copy_checked
 from models.registry import Registry
-from models.versions import CHECKSUMS, EVALUATION, VERDICT
-from tests.models.registries import aliases, variant
+from models.registry.packing import checksums, copy_checked
+from models.registry.versions import CHECKSUMS, EVALUATION, VERDICT
+from tests.models.registry.registries import aliases, variant
 
 ACTS = {"rollout_share": 1.0, "exploration": 0.0, "lambda": 0.0}
 LINEAGE = {"data_version": 7, "fingerprint": "data7", "window": ["2026-01-01", "2026-02-01"], "commit": "abc123"}
@@ -184,7 +184,7 @@ def test_a_version_holds_these_files_and_says_nothing_of_the_machine(registry, f
     found = {path.relative_to(tmp_path).as_posix(): path for path in tmp_path.rglob("*") if path.is_file()}
     assert sorted(found) == FILES
     assert found["model.onnx"].read_bytes() == (folders["ddqn"] / "policy.onnx").read_bytes()
-    told = (str(tmp_path.parents[2]), str(Path.home()), str(Path(__file__).parents[2]), str(folders["ddqn"].parent))
+    told = (str(tmp_path.parents[2]), str(Path.home()), str(Path(__file__).parents[3]), str(folders["ddqn"].parent))
     for name, path in found.items():
         content = path.read_bytes()
         assert [word for word in told if word.encode() in content] == [], name

@@ -8,8 +8,8 @@ from typing import Any
 
 from models.artifact import load
 from models.errors import InputError, TransientError
-from models.outages import shown
-from models.packing import FILES, JUDGED, copy_checked
+from models.registry.outages import shown
+from models.registry.packing import FILES, JUDGED, copy_checked
 
 VERDICT = "verdict.json"
 EVALUATION = "evaluation.json"
@@ -26,7 +26,7 @@ class Version:
 
     number: str
     folder: Path
-    """A copy of the whole version, see `models.packing`."""
+    """A copy of the whole version, see `models.registry.packing`."""
     tags: dict[str, str]
 
     @property

@@ -18,9 +18,9 @@ from typing import Any
 
 from models.artifact import load
 from models.errors import InputError, TransientError
-from models.outages import shown, within
-from models.packing import checksums, copy_checked
 from models.registry import DEADLINE, Registry
+from models.registry.outages import shown, within
+from models.registry.packing import checksums, copy_checked
 
 NOTE = "champion.json"
 KEYS = ("registry", "model", "version", "fingerprint", "files", "checked_at")

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import InputError, TransientError
-from models.promotions import Entry, State, fold
 from models.registry import Registry
-from tests.models.mlflow_servers import mlflow_server, postgres
-from tests.models.registries import Command, aliases, bare_version, commands
+from models.registry.promotions import Entry, State, fold
+from tests.models.registry.mlflow_servers import mlflow_server, postgres
+from tests.models.registry.registries import Command, aliases, bare_version, commands
 
 # The fold
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from models.artifact import export, load
-from models.champion import find_champion
 from models.errors import InputError, TransientError
 from models.registry import PATIENCE, Registry
-from tests.models.mlflow_servers import mlflow_server, postgres
-from tests.models.registries import aliases, variant
+from models.registry.champion import find_champion
+from tests.models.registry.mlflow_servers import mlflow_server, postgres
+from tests.models.registry.registries import aliases, variant
 
 NOW = datetime(2026, 3, 1, 3, 0, tzinfo=UTC)
 

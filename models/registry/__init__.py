@@ -1,7 +1,7 @@
 """MLflow: log a training run, register a policy as a version, say which is champion, load one, promote, roll back.
 
 A version is an MLflow model (`mlflow.pyfunc.load_model("models:/NAME@champion")` works) with Tactful's own files beside
-it, see `models.packing`. Which version is champion says the journal, see `models.promotions`; the aliases follow it.
+it, see `packing.py`. Which version is champion says the journal, see `promotions.py`; the aliases follow it.
 """
 
 import atexit
@@ -20,13 +20,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from models import versions
 from models.artifact import CONTRACT, load
 from models.errors import InputError, TransientError
-from models.outages import explained, shown, within
-from models.packing import checksums, pack
-from models.promotions import ALIASES, Entry, Journal, State, make_model
-from models.versions import CHECKSUMS, GONE, Version
+from models.registry import versions
+from models.registry.outages import explained, shown, within
+from models.registry.packing import checksums, pack
+from models.registry.promotions import ALIASES, Entry, Journal, State, make_model
+from models.registry.versions import CHECKSUMS, GONE, Version
 
 SQLITE = "sqlite:///"
 BATCH = 1000

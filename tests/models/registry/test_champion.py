@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from models import champion as champions
 from models.artifact import export, load
-from models.champion import NOTE, find_champion
 from models.errors import InputError, TransientError
-from models.outages import within
 from models.registry import PATIENCE, Registry
-from tests.models.registries import variant
+from models.registry import champion as champions
+from models.registry.champion import NOTE, find_champion
+from models.registry.outages import within
+from tests.models.registry.registries import variant
 
 NOW = datetime(2026, 3, 1, 3, 0, tzinfo=UTC)
 ACTS = {"rollout_share": 1.0, "exploration": 0.0, "lambda": 0.0}

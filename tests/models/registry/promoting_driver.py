@@ -11,9 +11,9 @@ import os
 import sys
 
 from models.errors import TactfulError
-from models.promotions import State
 from models.registry import Registry
-from tests.models.registries import bare_version
+from models.registry.promotions import State
+from tests.models.registry.registries import bare_version
 from tests.pausing import Pause
 
 

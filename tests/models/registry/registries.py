@@ -29,7 +29,7 @@ def variant(folder: Path, target: Path, **changes: Any) -> Path:
 
 def bare_version(registry: Registry, fingerprint: str) -> str:
     """A version without files, for what concerns numbers and aliases alone; of a fingerprint of its own."""
-    from models.promotions import make_model
+    from models.registry.promotions import make_model
 
     client = registry.client
     make_model(client, registry.model)
@@ -53,7 +53,7 @@ class Command:
     def __init__(self, registry: Registry, *arguments: str, **env: str) -> None:
         command = [sys.executable, str(DRIVER), registry.tracking_uri, registry.model, *arguments]
         pipe = subprocess.PIPE
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **env}
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), **env}
         self.process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, text=True, start_new_session=True, env=environment
         )
