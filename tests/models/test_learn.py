@@ -391,6 +391,36 @@ def test_an_infinite_feature_where_nothing_trains_is_named_too(world) -> None:
         prepare(table, CONFIG, 0)
 
 
+@pytest.mark.parametrize(
+    ("half", "value", "message"),
+    [
+        # f0 is 0 or 1 in the training rows, their deviation 0.5; the largest number of 16 bits is 65,504.
+        (True, 5e4, r"'f0' is 50000 in a row, .* beyond the 65504 that train.half_precision = true can keep"),
+        (True, -1e30, r"'f0' is -1e\+30 in a row, .*to null there, or set train.half_precision = false"),
+        (False, 3e38, r"'f0' is 3e\+38 in a row, .* beyond the 3.40282e\+38 that can be kept; .*to null there\.$"),
+    ],
+)
+@pytest.mark.parametrize("split", [1, 2])
+def test_an_extreme_feature_is_named_where_it_would_be_infinite(world, half, value, message, split) -> None:
+    table = split_log(world)
+    users = np.unique(table.user[table.split == 1])
+    table = replace(table, split=np.where(np.isin(table.user, users[::2]), split, table.split).astype(np.int8))
+    table.state[np.flatnonzero(table.split == split)[3], 0] = value
+    with pytest.raises(InputError, match=f"features: {message}"):
+        train(table, replace(CONFIG, half_precision=half), 0, greedy, progress=False)
+
+
+def test_half_precision_holds_what_it_can(world) -> None:
+    """In units of its own spread: 1e6 times the feature is no more, and 30,000 is 60,000 deviations."""
+    table = split_log(world)
+    row = np.flatnonzero(table.split == 1)[3]
+    table.state[row, 0] = 3e4
+    run = prepare(replace(table, state=1e6 * table.state), replace(CONFIG, half_precision=True), 0, progress=False)
+    assert float(run.data.state[row, 0]) == pytest.approx(3e4 / 0.5, rel=0.05)
+    assert run.data.state.dtype == torch.float16
+    assert torch.isfinite(run.data.state).all()
+
+
 def test_an_action_that_was_never_taken_is_named_and_one_that_was_never_legal_is_not(world) -> None:
     table = world.log(users=60)
     never = table.where(table.action != 1)
