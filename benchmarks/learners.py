@@ -144,7 +144,7 @@ def _peers(run: Run, python: Path) -> list[Acting]:
             "learning_rate": config.learning_rate,
             "gamma": config.gamma_per_day**mean_days,
             # Its squared error has a half that ours has not.
-            "alpha": LEARNERS[OURS].alpha / 2,
+            "alpha": LEARNERS[OURS].penalised / 2,
             "target_update_interval": round(1 / config.target_rate),
             "steps": config.steps,
         }

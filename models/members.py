@@ -33,8 +33,8 @@ class Learner:
 
     kind: Kind = "ddqn_cql"
     """`ddqn`, `ddqn_cql` or `iql`, see docs/learners.md."""
-    alpha: float = 1.0
-    """Of the CQL penalty."""
+    alpha: float | None = None
+    """Of the CQL penalty, which only `ddqn_cql` has; there 1 by default."""
     penalty: Literal["logsumexp", "push_down"] = "logsumexp"
     """`push_down` gives no credit to logged actions; for comparison."""
     expectile: float = 0.7
@@ -60,16 +60,18 @@ class Learner:
     @property
     def penalised(self) -> float:
         """alpha, 0 for a learner without the penalty."""
-        return self.alpha if self.kind == "ddqn_cql" else 0.0
+        if self.kind != "ddqn_cql":
+            return 0.0
+        return 1.0 if self.alpha is None else self.alpha
 
     def check(self, name: str) -> None:
         """Raise InputError for a value out of range; `name` as in train.learners."""
         key = f"train.learners.{name}"
         if self.kind not in KINDS:
             raise InputError(f"{key}.kind is {self.kind!r}; it must be one of {', '.join(KINDS)}.")
-        if not 0 <= self.alpha < math.inf:
+        if self.alpha is not None and not 0 <= self.alpha < math.inf:
             raise InputError(f"{key} is {self.alpha}; alpha must be 0 or more, and finite.")
-        if self.kind != "ddqn_cql" and self.alpha not in (0, Learner.alpha):
+        if self.alpha is not None and self.kind != "ddqn_cql":
             raise InputError(
                 f"{key}.alpha is {self.alpha}, of a penalty that kind {self.kind!r} has not; remove it, or use kind = "
                 "'ddqn_cql'."

@@ -98,7 +98,8 @@ def _train(config: Config, processes: distributed.Group) -> dict[str, Any]:
         )
         result["curves"] = curves
         result["weights"] = dict(settings.weights)
-        result["learners"] = {name: asdict(learner) for name, learner in config.learning.named.items()}
+        learners = config.learning.named.items()
+        result["learners"] = {name: {**asdict(learner), "alpha": learner.penalised} for name, learner in learners}
         result["members"] = len(config.learning.learners) * config.learning.seeds
         fitted = {name: each for name, each in learned.items() if name != BEHAVIOUR}
         result["agreement"] = {name: each.agreement for name, each in fitted.items()}

@@ -208,11 +208,11 @@ def test_divergence_stops_the_run(world) -> None:
         ({"learning_rate": float("nan")}, "train.learning_rate is nan; it must be above 0, and finite"),
         ({"weights": {"r0": float("nan")}}, "train.weights.r0 is nan; it must be a finite number"),
         ({"learners": {"cql": float("inf")}}, "train.learners.cql is inf; alpha must be 0 or more, and finite"),
-        (
-            {"learners": {"a": Learner(kind="ddqn", alpha=3.0)}},
-            r"train.learners.a.alpha is 3.0, of a penalty that kind",
+        *(
+            ({"learners": {"a": Learner(kind=kind, alpha=alpha)}}, rf"a\.alpha is {alpha}, .* {kind!r} has not")
+            for kind in ("ddqn", "iql")
+            for alpha in (0.0, 1.0, 3.0)
         ),
-        ({"learners": {"a": Learner(kind="iql", alpha=0.5)}}, r"train.learners.a.alpha is 0.5.*kind = 'ddqn_cql'"),
         ({"learners": {"a": Learner(pessimism=float("inf"))}, "seeds": 2}, "train.learners.a.pessimism is inf"),
         ({"learners": {"a": Learner(penalty="both")}}, "train.learners.a.penalty is 'both'; .*logsumexp, push_down"),
         ({"learners": {"a": Learner(policy="softmax")}}, "train.learners.a.policy is 'softmax'; .*argmax, awr"),
@@ -230,6 +230,22 @@ def test_divergence_stops_the_run(world) -> None:
 def test_configurations_out_of_range(change, message) -> None:
     with pytest.raises(InputError, match=message):
         replace(SHORT, **change)
+
+
+@pytest.mark.parametrize(
+    ("given", "alpha"),
+    [
+        (Learner(), 1.0),
+        (Learner(alpha=0.0), 0.0),
+        (2.5, 2.5),
+        (0.0, 0.0),
+        (Learner(kind="ddqn"), 0.0),
+        (Learner(kind="iql"), 0.0),
+    ],
+)
+def test_the_penalty_of_every_way_to_name_a_learner(given, alpha) -> None:
+    config = replace(SHORT, learners={"a": given})
+    assert config.named["a"].penalised == alpha
 
 
 @pytest.mark.parametrize(
