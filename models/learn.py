@@ -26,11 +26,12 @@ CURVE_POINTS = 50
 
 @dataclass(frozen=True)
 class Keep:
-    """Where a run that is killed goes on from."""
+    """Which run this is, and where it goes on from if it is killed."""
 
-    path: Path
+    path: Path | None
+    """None where nothing is kept."""
     identity: dict[str, Any]
-    """What must be equal for a checkpoint to be this run's: data, contract, settings, members."""
+    """What must be equal for a checkpoint, or another process, to be of this run: data, contract, settings, members."""
 
 
 def learn(
@@ -47,9 +48,9 @@ def learn(
 ) -> list[Seen]:
     """Train the members on what the feed gives; what was seen of each, in their order.
 
-    `reach` of each member, `held_out` the rows of the validation curves, `judge` what checks evaluate by. With `keep`
-    the state is written at every check, and a run of the same identity goes on from there, to the same bits on a CPU.
-    Of several processes the first one writes and reads it, and tells the others: they need not share a disk.
+    `reach` of each member, `held_out` the rows of the validation curves, `judge` what checks evaluate by. With the path
+    of `keep` the state is written at every check, and a run of the same identity goes on from there, to the same bits
+    on a CPU. Of several processes the first one writes and reads it, and tells the others: they need not share a disk.
 
     Raises TransientError where a checkpoint finds the disk full, InputError where processes are not of one run.
     """
@@ -78,8 +79,8 @@ def learn(
             list(each(go_on, blocks, places, repeat(first), repeat(last)))
             if on_point:
                 _tell(members, watch, last, on_point)
-            if keep and last in checks and group.rank == 0:
-                _save(keep, blocks, watch, last)
+            if keep and keep.path and last in checks and group.rank == 0:
+                _save(keep.path, keep.identity, blocks, watch, last)
             # Machines may round what they judge by differently, and none may wait for one that went.
             if group.first(b"more" if watch.running else b"done") == b"done":
                 break
@@ -97,7 +98,7 @@ def _tell(members: Sequence[Member], watch: Watch, step: int, on_point: Callable
             on_point(member.label, step, {key: value for key, value in seen.curve[-1].items() if key != "step"})
 
 
-def _save(keep: Keep, blocks: Sequence[Block], watch: Watch, step: int) -> None:
+def _save(path: Path, identity: dict[str, Any], blocks: Sequence[Block], watch: Watch, step: int) -> None:
     # By member: which of them are updated together depends on threads and device, which another process may change.
     tensors = {
         f"member{m}.now.{name}": part[index]
@@ -113,7 +114,7 @@ def _save(keep: Keep, blocks: Sequence[Block], watch: Watch, step: int) -> None:
             facts[-1]["kept"] = {"step": seen.kept.step, "gain": seen.kept.gain, "error": seen.kept.standard_error}
             tensors[f"member{m}.weights"] = torch.from_numpy(seen.kept.weights)
             tensors |= {f"member{m}.kept.{name}": part for name, part in seen.kept.network.named_parameters()}
-    checkpoint.write(keep.path, tensors, {"identity": keep.identity, "step": step, "members": facts})
+    checkpoint.write(path, tensors, {"identity": identity, "step": step, "members": facts})
 
 
 def _owners(blocks: Sequence[Block]) -> list[tuple[Block, int]]:
@@ -122,8 +123,8 @@ def _owners(blocks: Sequence[Block]) -> list[tuple[Block, int]]:
 
 
 def _left(keep: Keep) -> bytes:
-    """The checkpoint that an earlier run of this identity left, or an empty one."""
-    if keep.path.exists():
+    """The checkpoint that an earlier run of this identity left, or one of no update."""
+    if keep.path and keep.path.exists():
         content = keep.path.read_bytes()
         _, facts = checkpoint.parsed(content, str(keep.path))
         if not (differs := _differs(keep.identity, facts["identity"])):
@@ -138,7 +139,10 @@ def _differs(mine: dict[str, Any], other: dict[str, Any]) -> str:
 
 
 def _resumed(keep: Keep, blocks: Sequence[Block], watch: Watch, group: Group) -> int:
-    """The update that the first process's checkpoint was written after, its state restored; 0 where it has none."""
+    """The update that the first process's checkpoint was written after, its state restored; 0 where it has none.
+
+    Raises InputError where this process is of another run than the first.
+    """
     tensors, facts = checkpoint.parsed(group.first(_left(keep) if group.rank == 0 else b""), str(keep.path))
     if differs := _differs(keep.identity, facts["identity"]):
         raise InputError(

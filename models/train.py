@@ -212,7 +212,7 @@ def train(
     deploy = deploy or (lambda *_: act)
     judge = _judge(run, deploy, assess, logits) if assess else None
     identity = identity_of(table, config, seed, members, assess, found, judged_by)
-    keep = None if checkpoint is None else Keep(checkpoint, identity)
+    keep = Keep(checkpoint, identity)
     with _room(config, len(members)), _feed(run, members, shards, found) as (feed, reach):
         held_out = run.held_out(run.validation.target)
         seen = learn(members, config, feed, reach, held_out, judge, group, keep, run.tell, progress)

@@ -1,4 +1,7 @@
-"""One of several processes that train the known world: `python distributed_driver.py OUT`, as torchrun starts it."""
+"""One of several processes that train the known world: `python distributed_driver.py OUT`, as torchrun starts it.
+
+With a further word, `settings`, `data` or `seed`, nothing is kept, and that is another one in the second process.
+"""
 
 import logging
 import sys
@@ -54,10 +57,21 @@ class Kept:
         return sums / np.bincount(self.users)[:, None]
 
 
+def other(differs: str) -> None:
+    """A run that keeps nothing, of processes that are not of one run."""
+    with group("cpu") as processes:
+        second = processes.rank == 1
+        table, config, seed = scattered(), CONFIG, int(second and differs == "seed")
+        if second and differs == "data":
+            table = replace(table, fingerprint="other")
+        if second and differs == "settings":
+            config = replace(CONFIG, learning_rate=2e-3)
+        train(table, config, seed, greedy, False, group=processes)
+
+
 def main(out: Path) -> None:
     """Each process has a disk of its own: OUT / RANK."""
     logging.basicConfig(level=logging.INFO)
-    torch.set_num_threads(1)
     table = scattered()
     with group("cpu") as processes:
         path = out / str(processes.rank) / "learn.safetensors"
@@ -74,4 +88,8 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    torch.set_num_threads(1)
+    if len(sys.argv) > 2:
+        other(sys.argv[2])
+    else:
+        main(Path(sys.argv[1]))

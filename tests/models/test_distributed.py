@@ -1,6 +1,7 @@
 """Two processes that share every minibatch are one process."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -22,12 +23,16 @@ from tests.models.distributed_driver import CONFIG, Kept, greedy, scattered
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def launched(size: int, out: Path) -> subprocess.CompletedProcess[str]:
+def started(size: int, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
     out.mkdir(exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
-    driver = str(Path(__file__).with_name("distributed_driver.py"))
-    done = subprocess.run([*words, driver, str(out)], env=environment, cwd=out, capture_output=True, text=True)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+    command = [*torchrun, str(Path(__file__).with_name("distributed_driver.py")), str(out), *words]
+    return subprocess.run(command, env=environment, cwd=out, capture_output=True, text=True)
+
+
+def launched(size: int, out: Path) -> subprocess.CompletedProcess[str]:
+    done = started(size, out)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -75,6 +80,13 @@ def test_processes_without_a_shared_disk_go_on_together(
     done = launched(2, tmp_path)
     assert "goes on after update 30" in done.stderr
     assert_equal(np.load(tmp_path / "2.npz"), one)
+
+
+@pytest.mark.parametrize("differs", ["settings", "data", "seed"])
+def test_processes_that_are_not_of_one_run_are_refused_though_nothing_is_kept(tmp_path: Path, differs: str) -> None:
+    done = started(2, tmp_path, differs)
+    assert done.returncode != 0
+    assert re.search(rf"InputError: process 1 has another .*{differs}.* than the first one; give every", done.stderr)
 
 
 def test_a_figure_of_two_shares_is_that_of_the_whole() -> None:
