@@ -38,8 +38,8 @@ from models.batch import Held
 from models.learn import learn
 from models.members import Learner
 from models.network import Population
+from models.reach import reach_within
 from models.train import Run, clone_behaviour, prepare
-from models.watch import reach_within
 from pipelines import jobs
 from pipelines.config import Config, load
 from pipelines.jobs import judging
@@ -105,7 +105,7 @@ def _ours(run: Run) -> list[Acting]:
     """Every member at its last update, and the cloned logging policy."""
     members = run.members()
     feed = Held.of(run.data, run.training.target)
-    seen = learn(members, run.config, feed, reach_within(members, feed), progress=True)
+    seen = learn(members, run.config, feed, reach_within(members, feed, run.table), progress=True)
     for each in seen:
         if each.stopped:
             console.print(each.stopped, style="red")

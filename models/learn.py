@@ -17,8 +17,9 @@ from models.distributed import Group
 from models.errors import InputError
 from models.members import Member
 from models.optimise import counted
+from models.reach import Reach
 from models.training import TrainConfig
-from models.watch import Judge, Kept, Point, Reach, Seen, Watch
+from models.watch import Judge, Kept, Point, Seen, Watch
 
 LOG = logging.getLogger("tactful")
 CURVE_POINTS = 50

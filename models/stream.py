@@ -30,9 +30,9 @@ from torch import Tensor
 from models.batch import AHEAD, Resident, rows_of
 from models.errors import InputError
 from models.members import Member
+from models.reach import Extent, Reach, busiest_day
 from models.scaling import Moments, Units
 from models.table import Shards, Transitions
-from models.watch import Extent, Reach
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,11 @@ def reach_of(members: Sequence[Member], shards: Shards, found: Survey) -> list[R
     extents: list[Extent] = []
     for bucket in found.rows:
         table = shards.read(bucket)
-        rows = rows_of(table, "train").target
+        training = rows_of(table, "train")
+        rows, busiest = training.target, busiest_day(table, training.all)
         reward = torch.from_numpy(table.reward[rows] / found.units.sigma).float()
         elapsed, stops = torch.from_numpy(table.elapsed_days[rows]).float(), torch.from_numpy(table.terminal[rows])
-        here = [Extent.of(each, reward, elapsed, stops) for each in members]
+        here = [Extent.of(each, reward, elapsed, stops, busiest) for each in members]
         extents = [one + other for one, other in zip(extents, here, strict=True)] if extents else here
     return [Reach.of(member, extent) for member, extent in zip(members, extents, strict=True)]
 

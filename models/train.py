@@ -23,12 +23,13 @@ from models.learners import behaviour_cloning
 from models.members import Learner, Member
 from models.network import Population, initial, predicted, together
 from models.optimise import Descent, counted
+from models.reach import Reach, reach_within
 from models.recorded import Recorded
 from models.scaling import Scales, Units
 from models.stream import Pool, Survey, reach_of, survey
 from models.table import Shards, Transitions
 from models.training import BEHAVIOUR, TrainConfig
-from models.watch import Act, Assess, Deploy, Judge, Kept, Point, Reach, Seen, reach_within
+from models.watch import Act, Assess, Deploy, Judge, Kept, Point, Seen
 
 Metrics = Callable[[int, dict[str, float]], None]
 """Told the update and the metrics there."""
@@ -279,7 +280,7 @@ def _feed(
     """What the population learns from: all that is there, or what passes through a buffer."""
     if shards is None or found is None:
         held = Held.of(run.data, run.training.target)
-        yield held, reach_within(members, held)
+        yield held, reach_within(members, held, run.table)
         return
     config = run.config
     capacity, half = config.stream_rows, config.half_precision

@@ -13,9 +13,9 @@ from models.batch import Batch, Held
 from models.blocks import Block
 from models.distributed import Group
 from models.learners import Terms
-from models.losses import discount_of, horizon_of
 from models.members import Member
 from models.network import Population, predicted
+from models.reach import Reach
 
 Act = Callable[[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]], NDArray[np.float64]]
 """(q [N, A], behaviour logits [N, A], legal [N, A]) -> probabilities [N, A]: how a learned policy is deployed."""
@@ -84,93 +84,6 @@ class Seen:
     best: NDArray[np.float64] | None = None
     """[U] contributions at its best check."""
     misses: int = 0
-
-
-@dataclass(frozen=True)
-class Extent:
-    """What rows say of rewards and discounts to one member; those of several parts of a log add."""
-
-    rows: int
-    reward: Tensor
-    """[K] sum, in units of sigma."""
-    largest: Tensor
-    """[K] of |r_k|, in units of sigma."""
-    least: float
-    """Of w~.r."""
-    most: float
-    """Of w~.r."""
-    discount: float
-    """Sum of gamma^Delta (1 - terminal)."""
-    longest: float
-    """The largest gamma^Delta (1 - terminal)."""
-
-    @classmethod
-    def of(cls, member: Member, reward: Tensor, elapsed: Tensor, stops: Tensor) -> "Extent":
-        """Of n rows: `reward` [n, K] in units of sigma, `elapsed` [n] days, `stops` [n]."""
-        weighted = reward @ torch.from_numpy(member.scales.inner).to(reward)
-        discount = discount_of(member.gamma_per_day, elapsed, stops)
-        return cls(
-            rows=len(reward),
-            reward=reward.sum(dim=0),
-            largest=reward.abs().amax(dim=0),
-            least=float(weighted.min()),
-            most=float(weighted.max()),
-            discount=float(discount.sum()),
-            longest=float(discount.max()),
-        )
-
-    def __add__(self, other: "Extent") -> "Extent":
-        return Extent(
-            rows=self.rows + other.rows,
-            reward=self.reward + other.reward,
-            largest=torch.maximum(self.largest, other.largest),
-            least=min(self.least, other.least),
-            most=max(self.most, other.most),
-            discount=self.discount + other.discount,
-            longest=max(self.longest, other.longest),
-        )
-
-
-@dataclass(frozen=True)
-class Reach:
-    """What discounted rewards can reach, whatever the policy; a member that passes it diverges."""
-
-    low: float
-    """Of w~.Q."""
-    high: float
-    """Of w~.Q."""
-    td: float
-    """Of the squared TD error, summed over heads."""
-    level: Tensor
-    """[K] E[r] / (1 - E[discount]), what mean rewards for ever are worth, in units of sigma: where every head starts,
-    so that the target network has no distance to travel that is common to every action."""
-
-    @classmethod
-    def of(cls, member: Member, extent: Extent) -> "Reach":
-        """Bounds from H = 1 / (1 - max discount), the most decisions that any policy's rewards can go on for.
-
-        high = H (max(w~.r, 0) + 1), low = H (min(w~.r, 0) - 1): the standard deviation beyond is what a fit may be off.
-        The penalty lifts q over its target by (alpha / 2) |w~|^2 (1 - pi / mu) a decision, pi the softmax of q, so by
-        (alpha / 2) |w~|^2 at most; without credit it lowers q by (alpha / 2) |w~|^2 pi / mu, and as some action has
-        pi <= mu, the best one by no more than that. td = sum_k (2 H (max |r_k| + 1))^2, a head at one end of its reach
-        and its target at the other.
-        """
-        horizon = horizon_of(extent.longest)
-        lift = member.learner.penalised * float(np.square(member.scales.inner).sum()) / 2
-        up, down = (lift, 0.0) if member.learner.penalty == "logsumexp" else (0.0, lift)
-        return cls(
-            low=horizon * (min(extent.least, 0.0) - 1 - down),
-            high=horizon * (max(extent.most, 0.0) + 1 + up),
-            td=float((2 * horizon * (extent.largest + 1)).square().sum()),
-            level=extent.reward / extent.rows * horizon_of(extent.discount / extent.rows),
-        )
-
-
-def reach_within(members: Sequence[Member], feed: Held) -> list[Reach]:
-    """The reach of each member on the rows of `feed`."""
-    data, rows = feed.data, feed.places
-    parts = data.reward[rows], data.elapsed[rows], data.stops[rows]
-    return [Reach.of(each, Extent.of(each, *parts)) for each in members]
 
 
 class Watch:

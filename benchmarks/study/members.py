@@ -17,10 +17,10 @@ from models.batch import Held, rows_of
 from models.learn import learn
 from models.members import Learner, Member
 from models.network import restored, together
+from models.reach import reach_within
 from models.table import Transitions
 from models.train import Run, prepare
 from models.training import TrainConfig
-from models.watch import reach_within
 
 PLAIN, PENALISED = "ddqn", "ddqn_cql"
 KINDS = (PLAIN, PENALISED)
@@ -113,7 +113,7 @@ def _member(run: Run, kind: str, setting: Setting) -> Member:
 def learned(run: Run, population: Sequence[Member]) -> tuple[list[Acting | None], list[str | None]]:
     """Each member as it acts at its last update, None where it diverged; and why."""
     feed = Held.of(run.data, run.training.target)
-    seen = learn(population, run.config, feed, reach_within(population, feed), progress=run.progress)
+    seen = learn(population, run.config, feed, reach_within(population, feed, run.table), progress=run.progress)
     acting = [
         Acting(member.label, each.kept.network, each.kept.weights) if each.kept and not each.stopped else None
         for member, each in zip(population, seen, strict=True)

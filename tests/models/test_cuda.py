@@ -19,11 +19,12 @@ from models.fqe import fit_fqe
 from models.learn import Keep, learn
 from models.learners import ddqn_cql
 from models.members import Learner
+from models.reach import reach_within
 from models.recorded import PRECISIONS, WARM_UP, Precision, products
 from models.table import Transitions
 from models.train import Run, prepare, train
 from models.training import TrainConfig
-from models.watch import Seen, reach_within
+from models.watch import Seen
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here")
 
@@ -66,7 +67,9 @@ def greedy(q: np.ndarray, behaviour: np.ndarray, legal: np.ndarray) -> np.ndarra
 def in_blocks(run: Run) -> list[Block]:
     feed = Held.of(run.data, run.training.target)
     members = run.members()
-    return blocks_of(members, run.config, feed, torch.stack([each.level for each in reach_within(members, feed)]))
+    return blocks_of(
+        members, run.config, feed, torch.stack([each.level for each in reach_within(members, feed, run.table)])
+    )
 
 
 def updated(run: Run) -> list[dict[str, torch.Tensor]]:
@@ -148,7 +151,9 @@ def test_each_member_learns_together_what_it_learns_alone(run: Run) -> None:
     ]
     for member, found in zip(run.members(), together, strict=True):
         feed = Held.of(run.data, run.training.target)
-        (block,) = blocks_of([member], run.config, feed, torch.stack([reach_within([member], feed)[0].level]))
+        (block,) = blocks_of(
+            [member], run.config, feed, torch.stack([reach_within([member], feed, run.table)[0].level])
+        )
         for step in range(STEPS):
             block.update(step, Group())
         for name, part in block.parts().items():
@@ -198,7 +203,7 @@ def test_a_killed_run_goes_on(run: Run, tmp_path: Path) -> None:
     def learned(steps: int | None = None, keep: Keep | None = None) -> list[Seen]:
         members, feed = run.members(), Held.of(run.data, run.training.target)
         stop = stopping(steps) if steps else None
-        return learn(members, CONFIG, feed, reach_within(members, feed), keep=keep, on_point=stop)
+        return learn(members, CONFIG, feed, reach_within(members, feed, run.table), keep=keep, on_point=stop)
 
     whole = learned()
     keep = Keep(tmp_path / "checkpoint.safetensors", {"a": 1})

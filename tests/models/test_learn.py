@@ -16,10 +16,11 @@ from models.batch import Held
 from models.errors import InputError
 from models.learn import Keep, learn, marks
 from models.members import Learner
+from models.reach import Extent, Reach, reach_within
 from models.table import Transitions
 from models.train import Run, member_of, prepare, train
 from models.training import TrainConfig
-from models.watch import Extent, Reach, Seen, reach_within
+from models.watch import Seen
 
 CONFIG = TrainConfig(
     weights={"r0": 1.0, "r1": 0.5},
@@ -48,7 +49,7 @@ def split_log(world: Any, users: int = 120) -> Transitions:
 def learned(run: Run, config: TrainConfig = CONFIG, **words: Any) -> list[Seen]:
     members = run.members()
     feed = Held.of(run.data, run.training.target)
-    reach = reach_within(members, feed)
+    reach = reach_within(members, feed, run.table)
     return learn(members, config, feed, reach, run.held_out(run.validation.target), **words)
 
 
@@ -173,7 +174,7 @@ def test_reach_by_hand(table_of) -> None:
     run = prepare(table, replace(CONFIG, weights={"r0": 1.0}, gamma_per_day=0.5), 0, progress=False)
     learners = [Learner(kind="ddqn"), Learner(alpha=3.0), Learner(alpha=3.0, penalty="push_down")]
     members = [member_of("m", 0, each, run.config, run.units, 0, 0) for each in learners]
-    plain, credited, pushed = reach_within(members, Held.of(run.data, run.training.target))
+    plain, credited, pushed = reach_within(members, Held.of(run.data, run.training.target), table)
     best = 4 / 3**0.5
     # The largest discount is 0.5: two decisions at most.
     assert (plain.low, plain.high) == (pytest.approx(2 * (0 - 1)), pytest.approx(2 * (best + 1)))
@@ -189,11 +190,16 @@ def test_extents_of_parts_add(world) -> None:
     run = prepare(world.log(users=50), CONFIG, 0, progress=False)
     member, data = run.members()[0], run.data
     parts = data.reward, data.elapsed, data.stops
-    whole = Extent.of(member, *parts)
-    summed = Extent.of(member, *(each[:30] for each in parts)) + Extent.of(member, *(each[30:] for each in parts))
+    whole = Extent.of(member, *parts, 3)
+    one, other = (
+        Extent.of(member, *(each[rows] for each in parts), busiest)
+        for rows, busiest in ((slice(30), 1), (slice(30, None), 3))
+    )
+    summed = one + other
     assert Reach.of(member, summed).high == Reach.of(member, whole).high
     assert torch.allclose(Reach.of(member, summed).level, Reach.of(member, whole).level)
-    assert (summed.rows, summed.least, summed.most) == (whole.rows, whole.least, whole.most)
+    for name in ("rows", "least", "most", "loss", "busiest"):
+        assert getattr(summed, name) == getattr(whole, name), name
     assert torch.equal(summed.largest, whole.largest)
 
 

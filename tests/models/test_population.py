@@ -14,9 +14,10 @@ from models.distributed import Group
 from models.learn import learn
 from models.members import Learner, Member
 from models.network import restored
+from models.reach import reach_within
 from models.train import Run, prepare
 from models.training import TrainConfig
-from models.watch import Seen, reach_within
+from models.watch import Seen
 
 STEPS = 50
 CLOSE = 1e-5
@@ -63,7 +64,9 @@ def drawing(run: Run, how: str) -> list[Member]:
 
 def in_blocks(run: Run, members: Sequence[Member]) -> list[Block]:
     feed = Held.of(run.data, run.training.target)
-    return blocks_of(members, run.config, feed, torch.stack([each.level for each in reach_within(members, feed)]))
+    return blocks_of(
+        members, run.config, feed, torch.stack([each.level for each in reach_within(members, feed, run.table)])
+    )
 
 
 def updated(run: Run, members: Sequence[Member]) -> list[dict[str, torch.Tensor]]:
@@ -79,7 +82,7 @@ def updated(run: Run, members: Sequence[Member]) -> list[dict[str, torch.Tensor]
 
 def learned(run: Run, members: Sequence[Member]) -> list[Seen]:
     feed = Held.of(run.data, run.training.target)
-    reach = reach_within(members, feed)
+    reach = reach_within(members, feed, run.table)
     return learn(members, run.config, feed, reach, run.held_out(run.training.target))
 
 

@@ -18,12 +18,12 @@ from deltalake import write_deltalake
 from models.batch import AHEAD, Draws, Held, rows_of
 from models.contract import Contract
 from models.errors import InputError
+from models.reach import reach_within
 from models.scaling import Units
 from models.stream import Pool, Survey, reach_of, sampled, survey
 from models.table import Shards, Transitions, read
 from models.train import prepare, train
 from models.training import TrainConfig
-from models.watch import reach_within
 
 CPU = torch.device("cpu")
 BUCKETS = 12
@@ -86,7 +86,7 @@ def test_the_survey_says_what_one_look_at_everything_says(log) -> None:
     assert (sum(found.rows.values()), sum(found.target.values())) == (len(whole.user), rows.target.sum())
     run = prepare(whole, CONFIG, 0, progress=False)
     members, feed = run.members(), Held.of(run.data, run.training.target)
-    for streamed, held in zip(reach_of(members, shards, found), reach_within(members, feed), strict=True):
+    for streamed, held in zip(reach_of(members, shards, found), reach_within(members, feed, whole), strict=True):
         assert (streamed.low, streamed.high) == pytest.approx((held.low, held.high), rel=1e-5)
         assert torch.allclose(streamed.level, held.level, rtol=1e-5)
 

@@ -22,10 +22,11 @@ from models.learners import LARGEST_WEIGHT, Networks, behaviour_cloning, ddqn_cq
 from models.losses import cql_penalty, double_q_target, expected_target, scalarise, td_loss
 from models.members import Learner, Settings
 from models.network import Population, initial
+from models.reach import reach_within
 from models.table import Transitions
 from models.train import prepare
 from models.training import TrainConfig
-from models.watch import Seen, reach_within
+from models.watch import Seen
 
 STATES, ACTIONS, HEADS = 5, 4, 2
 HOLD, SEND, PUSH, CLOSE = range(ACTIONS)
@@ -264,7 +265,7 @@ CONFIG = TrainConfig(
 def trained(table: Transitions, config: TrainConfig) -> dict[str, Seen]:
     run = prepare(table, config, 0, progress=False)
     members, feed = run.members(), Held.of(run.data, run.training.target)
-    seen = learn(members, config, feed, reach_within(members, feed))
+    seen = learn(members, config, feed, reach_within(members, feed, run.table))
     return {member.name: each for member, each in zip(members, seen, strict=True)}
 
 
@@ -446,7 +447,7 @@ def test_heads_are_in_standard_deviations_and_raw_units_by_hand() -> None:
     # Rewards in sigma are (0, 0) or (2, 2), and (1, 1) on average over all rows.
     assert run.data.reward.unique(dim=0).tolist() == [[0.0, 0.0], [2.0, 2.0]]
     # E[gamma^Delta] = 0.5 at each row: their mean for ever is worth 1 / (1 - 0.5) of them.
-    mean, level = run.data.reward[feed.places].mean(dim=0), reach_within(members[:1], feed)[0].level
+    mean, level = run.data.reward[feed.places].mean(dim=0), reach_within(members[:1], feed, run.table)[0].level
     assert level.tolist() == pytest.approx((2 * mean).tolist())
     (block,) = blocks_of(members, config, feed, level.unsqueeze(0))
     with torch.no_grad():
