@@ -208,22 +208,20 @@ def train(
     with _room(config, len(members)):
         clone, clone_curve = clone_behaviour(run)
         logits = predicted(clone, run.data.state)[0, :, :, 0]
-    cloned = _softmax(logits, table.legal)
-    assess = assess_of(cloned) if assess_of else None
-    deploy = deploy or (lambda *_: act)
-    judge = _judge(run, deploy, assess, logits) if assess else None
-    identity = identity_of(table, config, seed, members, assess, found, judged_by)
-    keep = Keep(checkpoint, identity)
-    with _room(config, len(members)), _feed(run, members, shards, found) as (feed, reach):
-        held_out = run.held_out(run.validation.target)
-        seen = learn(members, config, feed, reach, held_out, judge, group, keep, run.tell, progress)
-    chosen = _chosen(run, members, seen)
-    qs = [each.q(run) for each in chosen]
-    asked = np.ones(len(logits), dtype=np.bool_) if assess is None else assess.rows
-    acts = [deploy(q[asked], logits[asked], table.legal[asked]) for q in qs]
-    policies = [own(q, logits, table.legal) for own, q in zip(acts, qs, strict=True)]
-    gammas = [each.member.gamma_per_day for each in chosen]
-    with _room(config, len(members)):
+        cloned = _softmax(logits, table.legal)
+        assess = assess_of(cloned) if assess_of else None
+        deploy = deploy or (lambda *_: act)
+        judge = _judge(run, deploy, assess, logits) if assess else None
+        keep = Keep(checkpoint, identity_of(table, config, seed, members, assess, found, judged_by))
+        with _feed(run, members, shards, found) as (feed, reach):
+            held_out = run.held_out(run.validation.target)
+            seen = learn(members, config, feed, reach, held_out, judge, group, keep, run.tell, progress)
+        chosen = _chosen(run, members, seen)
+        qs = [each.q(run) for each in chosen]
+        asked = np.ones(len(logits), dtype=np.bool_) if assess is None else assess.rows
+        acts = [deploy(q[asked], logits[asked], table.legal[asked]) for q in qs]
+        policies = [own(q, logits, table.legal) for own, q in zip(acts, qs, strict=True)]
+        gammas = [each.member.gamma_per_day for each in chosen]
         values = value(run, [*policies, cloned], [*gammas, config.gamma_per_day])
     learned = {}
     for m, each in enumerate(chosen):

@@ -439,25 +439,6 @@ def test_an_action_that_was_never_taken_is_named_and_one_that_was_never_legal_is
 
 
 @pytest.mark.parametrize(
-    ("where", "message"),
-    [
-        ("Resident.of", r"no room for \d+ transitions \(tried to allocate 9.00 GiB\); set train.half_precision = true"),
-        *(
-            (where, r"training 6 members: tried to allocate 9.00 GiB; lower train.batch_size \(32\), train.hidden")
-            for where in ("clone_behaviour", "learn", "fit_fqe")
-        ),
-    ],
-)
-def test_a_device_that_is_too_small_says_how_much_was_asked_for(world, monkeypatch, where, message) -> None:
-    def small(*_: Any, **__: Any) -> None:
-        raise torch.OutOfMemoryError("tried to allocate 9.00 GiB.\nGPU 0 has a total capacity of")
-
-    monkeypatch.setattr(f"models.train.{where}", small)
-    with pytest.raises(InputError, match=message):
-        train(split_log(world), CONFIG, 0, greedy, progress=False)
-
-
-@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"checks": 0}, "train.checks is 0"),
