@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.batch import Held, rows_of
+from models.columns import MICROSECONDS_PER_DAY
 from models.losses import discount_of, horizon_of
 from models.members import Member
-from models.table import MICROSECONDS_PER_DAY, Transitions
+from models.table import Transitions
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from models import propensities
+from models.columns import CLICKED, MICROSECONDS_PER_DAY, columns_of
 from models.errors import InputError
-from models.table import CLICKED, MICROSECONDS_PER_DAY, Extension, Transitions, columns_of, from_rows, span
+from models.table import Extension, Transitions, from_rows, span
 from pipelines import reading
 from pipelines.config import Config
 from pipelines.etl import store

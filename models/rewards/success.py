@@ -9,10 +9,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from models.columns import MICROSECONDS_PER_DAY
 from models.contract import SPLITS
 from models.errors import InputError
 from models.rewards.logs import column_of
-from models.table import MICROSECONDS_PER_DAY, SOURCE, Transitions
+from models.table import SOURCE, Transitions
 
 CONDITION = re.compile(r"(?P<feature>\S.*?)\s+(?P<sign>>=|<=|=|>|<)\s+(?P<value>\S+)")
 SIGNS = {">=": np.greater_equal, "<=": np.less_equal, "=": np.equal, ">": np.greater, "<": np.less}

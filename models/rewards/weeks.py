@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from models.columns import MICROSECONDS_PER_DAY
 from models.errors import InputError
-from models.table import MICROSECONDS_PER_DAY, Transitions
+from models.table import Transitions
 
 ID_LENGTH = 16
 

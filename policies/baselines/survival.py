@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 from scipy.special import log_ndtr
 from threadpoolctl import threadpool_limits
 
+from models.columns import MICROSECONDS_PER_DAY
 from models.contract import SPLITS
 from models.errors import InputError
-from models.table import MICROSECONDS_PER_DAY, Transitions
+from models.table import Transitions
 from policies.base import Booleans, Floats, Integers
 from policies.baselines.design import LEAST_ROWS, Design, crossed
 from policies.baselines.volume import DIGITS, UNTRIED, Cut, check_hold, choice, cut_on_validation, rows_of

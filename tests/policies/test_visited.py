@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from models.columns import MICROSECONDS_PER_DAY
 from models.contract import Contract
 from models.errors import InputError
-from models.table import MICROSECONDS_PER_DAY, Transitions
+from models.table import Transitions
 from policies.named import Fixed
 from policies.visited import visited_rows, visits_weight
 

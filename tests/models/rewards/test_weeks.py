@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from models.columns import MICROSECONDS_PER_DAY as DAY
 from models.errors import InputError
 from models.rewards.weeks import Weeks, weeks_of
-from models.table import MICROSECONDS_PER_DAY as DAY
 from models.table import Transitions
 
 
