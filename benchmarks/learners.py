@@ -35,11 +35,12 @@ from scipy import stats
 from benchmarks.acting import Acting
 from models import table
 from models.batch import Held
+from models.cloning import clone_behaviour
 from models.learn import learn
 from models.members import Learner
 from models.network import Population
 from models.reach import reach_within
-from models.train import Run, clone_behaviour, prepare
+from models.run import Run, prepare
 from pipelines import jobs
 from pipelines.config import Config, load
 from pipelines.jobs import judging

@@ -43,9 +43,9 @@ from models.blocks import Block, abreast, blocks_of
 from models.contract import Contract
 from models.distributed import Group
 from models.members import Learner
+from models.run import member_of
 from models.scaling import Units
 from models.table import Transitions
-from models.train import member_of
 from models.training import TrainConfig
 
 Report = dict[str, Any]

@@ -31,8 +31,8 @@ from models.blocks import Block, blocks_of
 from models.distributed import Group
 from models.members import Learner
 from models.recorded import PRECISIONS, WARM_UP, Precision, products
+from models.run import member_of
 from models.scaling import Units
-from models.train import member_of
 from models.training import TrainConfig
 
 BARS = {1: 3e6, 128: 40e6}

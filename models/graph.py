@@ -33,7 +33,7 @@ class Deployed(nn.Module):
 
     def forward(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q = scalarise(self.q_network(state), self.q_weights)
-        # The lower bound of train.lower_bound; of one member nothing is taken.
+        # The lower bound of selection.lower_bound; of one member nothing is taken.
         q = q.mean(dim=0) - self.pessimism * q.std(dim=0, correction=0) if self.q_network.members > 1 else q.squeeze(0)
         behaviour = self.behaviour(state).squeeze(0).squeeze(-1)
         values = self.value_network.raw(self.value_network(state)).squeeze(0)

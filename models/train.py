@@ -1,8 +1,6 @@
 """From transitions to policies: the log cloned, a population learned, what acts valued."""
 
-import copy
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,32 +10,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.batch import Draws, Feed, Held, Resident, Rows, rows_of
+from models.batch import Feed, Held
+from models.cloning import clone_behaviour
 from models.contract import Contract
-from models.distributed import Group, device_of
+from models.distributed import Group
 from models.errors import InputError
 from models.fqe import fit_fqe
 from models.identity import identity_of
-from models.learn import CURVE_POINTS, Keep, learn, marks
-from models.learners import behaviour_cloning
+from models.learn import Keep, learn
 from models.members import Learner, Member
-from models.network import Population, initial, predicted, together
-from models.optimise import Descent, counted
+from models.network import Population, predicted
 from models.reach import Reach, reach_within
-from models.recorded import Recorded
-from models.scaling import Scales, Units
+from models.run import Metrics, Run, first_line, prepare, seed_of
+from models.scaling import Scales
+from models.selection import chosen_of
 from models.stream import Pool, Survey, reach_of, survey
 from models.table import Shards, Transitions
 from models.training import BEHAVIOUR, TrainConfig
-from models.watch import Act, Assess, Deploy, Judge, Kept, Point, Seen
+from models.watch import Act, Assess, Deploy, Judge, Point
 
-Metrics = Callable[[int, dict[str, float]], None]
-"""Told the update and the metrics there."""
 LOG = logging.getLogger("tactful")
 FEWEST_USERS = 20
 """Validation users below which nothing is selected by them."""
-VALIDATION_ROWS = 4096
-"""At most so many validation rows behind each point of a curve."""
 AssessOf = Callable[[NDArray[np.float64]], Assess]
 """What evaluates policies on the validation split, given the cloned logging policy's probabilities [N, A]."""
 
@@ -84,97 +78,6 @@ class Learned:
         return 0.0 if self.learner is None else self.learner.pessimism
 
 
-@dataclass(frozen=True)
-class Run:
-    """What every stage of one training shares; N transitions."""
-
-    table: Transitions
-    config: TrainConfig
-    seed: int
-    units: Units
-    data: Resident
-    training: Rows
-    validation: Rows
-    device: torch.device
-    progress: bool
-    on_metrics: Metrics | None
-
-    def held_out(self, rows: NDArray[np.bool_]) -> Held | None:
-        """The same few of `rows` [N] at every point of a curve; None where there are none."""
-        places = np.flatnonzero(rows)
-        if not len(places):
-            return None
-        few = np.random.default_rng(self.seed).permutation(places)[:VALIDATION_ROWS]
-        return Held(self.data, torch.from_numpy(few).to(self.device))
-
-    def tell(self, name: str, step: int, point: Point) -> None:
-        if self.on_metrics:
-            self.on_metrics(step, {f"{name}/{key}": value for key, value in point.items()})
-
-    def members(self) -> list[Member]:
-        """Learners x seeds; those of one seed share its minibatches, and differ by their loss alone."""
-        config = self.config
-        return [
-            member_of(name, s, learner, config, self.units, _seed(self.seed, s), _seed(self.seed, s))
-            for name, learner in config.named.items()
-            for s in range(config.seeds)
-        ]
-
-
-def member_of(
-    name: str, number: int, learner: Learner, config: TrainConfig, units: Units, seed: int, draws: int
-) -> Member:
-    """A member as its learner says, and [train] where that says nothing."""
-
-    def own(key: str) -> float:
-        given = getattr(learner, key)
-        return float(getattr(config, key) if given is None else given)
-
-    weights, key = config.weights, "train.weights"
-    if learner.weights is not None:
-        weights, key = learner.weights, f"train.learners.{name}.weights"
-    return Member(
-        name=name,
-        number=number,
-        learner=learner,
-        scales=units.weighed(weights, key),
-        learning_rate=own("learning_rate"),
-        gamma_per_day=own("gamma_per_day"),
-        target_rate=own("target_rate"),
-        seed=seed,
-        draws=draws,
-    )
-
-
-def prepare(
-    table: Transitions,
-    config: TrainConfig,
-    seed: int,
-    progress: bool = True,
-    on_metrics: Metrics | None = None,
-    units: Units | None = None,
-) -> Run:
-    """The table on its device, measured, or in the `units` of a larger one.
-
-    Raises InputError for a constant or infinite feature, a log with no training rows, no row with a target or no
-    choice, a legal action that was never taken, a device that is not there, and one that is too small.
-    """
-    torch.set_num_threads(config.threads)
-    device = device_of(config.device, os.environ)
-    training, validation = rows_of(table, "train"), rows_of(table, "validation")
-    _check(training)
-    _check_actions(table, training)
-    units = units or Units.of(table, training.all)
-    try:
-        data = Resident.of(table, units, device, config.half_precision)
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"the device has no room for {len(table.user):,} transitions ({_first_line(error)}); set "
-            "train.half_precision = true, or train.device = 'cpu'."
-        ) from None
-    return Run(table, config, seed, units, data, training, validation, device, progress, on_metrics)
-
-
 def train(
     table: Transitions,
     config: TrainConfig,
@@ -216,7 +119,7 @@ def train(
         with _feed(run, members, shards, found) as (feed, reach):
             held_out = run.held_out(run.validation.target)
             seen = learn(members, config, feed, reach, held_out, judge, group, keep, run.tell, progress)
-        chosen = _chosen(run, members, seen)
+        chosen = chosen_of(run, members, seen)
         qs = [each.q(run) for each in chosen]
         asked = np.ones(len(logits), dtype=np.bool_) if assess is None else assess.rows
         acts = [deploy(q[asked], logits[asked], table.legal[asked]) for q in qs]
@@ -266,7 +169,7 @@ def _room(config: TrainConfig, members: int) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         streamed = f", train.stream_rows ({config.stream_rows})" if config.stream_rows else ""
         raise InputError(
-            f"training {members} members: {_first_line(error)}; lower train.batch_size ({config.batch_size}), "
+            f"training {members} members: {first_line(error)}; lower train.batch_size ({config.batch_size}), "
             f"train.hidden ({list(config.hidden)}){streamed} or train.seeds ({config.seeds})."
         ) from None
 
@@ -286,121 +189,6 @@ def _feed(
         yield pool, reach_of(members, shards, found)
 
 
-def clone_behaviour(run: Run) -> tuple[Population, list[Point]]:
-    """The logging policy as a network (P = K = 1), from the rows that offered a choice; and its curve.
-
-    Of the points of the curve the one that tells validation users' actions best is kept: an overfitted clone would put
-    a weight of its own on every decision of a policy that is deployed as a mixture with it.
-    """
-    config, seed, steps = run.config, _seed(run.seed, 0), run.config.behaviour_steps
-    mean, std = torch.from_numpy(run.units.mean), torch.from_numpy(run.units.std)
-    actions = len(run.table.contract.actions)
-    network = initial([seed], config.hidden, mean, std, torch.zeros(1), torch.ones(1), actions).to(run.device)
-    draws = Draws([Held.of(run.data, run.training.choice)], [seed], config.batch_size)
-    held_out, no_discount = run.held_out(run.validation.choice), torch.ones(1, device=run.device)
-    descent, measured = Descent([network], [config.learning_rate], steps), marks(steps, CURVE_POINTS)
-    curve: list[Point] = []
-    best, least = network, float("inf")
-
-    def clone(rows: torch.Tensor) -> torch.Tensor:
-        nll = behaviour_cloning(network, run.data.at(rows, no_discount))
-        descent.step(nll)
-        return nll.detach()
-
-    recorded: Recorded[torch.Tensor] = Recorded(run.device)
-    for step in counted(steps, "cloning the log", run.progress):
-        descent.begin(step)
-        nll = recorded(clone, draws.at(step))
-        if step + 1 not in measured:
-            continue
-        point = {"nll": float(nll)}
-        if held_out is not None:
-            with torch.no_grad():
-                unseen = run.data.at(held_out.places.unsqueeze(0), no_discount)
-                point["validation_nll"] = float(behaviour_cloning(network, unseen))
-        if not all(np.isfinite(each) for each in point.values()):
-            name, value = next((name, value) for name, value in point.items() if not np.isfinite(value))
-            raise InputError(
-                f"training {BEHAVIOUR} diverged: {name} is {value} at update {step + 1}; lower train.learning_rate "
-                f"({config.learning_rate}) or look for extreme features."
-            )
-        curve.append({"step": float(step + 1), **point})
-        run.tell(BEHAVIOUR, step + 1, point)
-        if point.get("validation_nll", -float("inf")) < least:
-            best, least = copy.deepcopy(network), point.get("validation_nll", float("inf"))
-    return best.requires_grad_(False), curve
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What of a learner's members is exported."""
-
-    member: Member
-    network: Population
-    weights: NDArray[np.float64]
-    curve: list[Point]
-    agreement: float | None
-    kept: dict[str, float | None] | None
-    stopped: tuple[str, ...]
-    gains: tuple[dict[str, float | None], ...]
-
-    def q(self, run: Run) -> NDArray[np.float64]:
-        """[N, A] at every row of the table."""
-        return lower_bound(predicted(self.network, run.data.state) @ self.weights,
-                           self.member.learner.pessimism)  # fmt: skip
-
-
-def lower_bound(q: NDArray[np.float64], pessimism: float) -> NDArray[np.float64]:
-    """[N, A] mean - c sd over the members of `q` [E, N, A], c = `pessimism`: taken on w~.Q, never per head.
-
-    sd with denominator E; with one member it is that member's q.
-    """
-    found: NDArray[np.float64] = q.mean(axis=0) - pessimism * q.std(axis=0)
-    return found
-
-
-def _chosen(run: Run, members: list[Member], seen: list[Seen]) -> list[Chosen]:
-    """Of each learner the seed that did best on the validation split, or all of them where they act together.
-
-    What diverged is not trusted at an earlier check either.
-    """
-    found, failed = [], []
-    for name in run.config.learners:
-        mine = [(member, each) for member, each in zip(members, seen, strict=True) if member.name == name]
-        stopped = tuple(each.stopped for _, each in mine if each.stopped)
-        alive = [(each.kept, each.curve) for _, each in mine if each.kept and not each.stopped]
-        for reason in stopped:
-            LOG.warning("%s", reason)
-        if not alive:
-            failed.append(stopped[0])
-            continue
-        networks = [kept.network for kept, _ in alive]
-        place = max(range(len(alive)), key=lambda each: _gain(alive[each][0]))
-        (kept, curve), member = alive[place], mine[0][0]
-        ensemble = member.learner.pessimism > 0
-        q = predicted(together(networks), run.data.state) @ kept.weights
-        chosen = {"step": float(kept.step), "gain": kept.gain, "standard_error": kept.standard_error}
-        found.append(
-            Chosen(
-                member=member,
-                network=together(networks) if ensemble else kept.network,
-                weights=kept.weights,
-                curve=curve,
-                agreement=_agreement(q, place, run),
-                kept=None if ensemble else chosen,
-                stopped=stopped,
-                gains=tuple({"gain": each.gain, "standard_error": each.standard_error} for each, _ in alive),
-            )
-        )
-    if not found:
-        raise InputError(f"training {failed[0]}.")
-    return found
-
-
-def _gain(kept: Kept) -> float:
-    return -float("inf") if kept.gain is None else kept.gain
-
-
 def value(run: Run, policies: list[NDArray[np.float64]], gammas: list[float]) -> list[Population]:
     """For each policy [N, A] a network of its own: its discounted fitted Q evaluation on the training rows.
 
@@ -417,7 +205,7 @@ def value(run: Run, policies: list[NDArray[np.float64]], gammas: list[float]) ->
             run.config.value_steps,
             gamma,
             None,
-            _seed(run.seed, 0),
+            seed_of(run.seed, 0),
             hidden=run.config.hidden,
             batch_size=run.config.batch_size,
             device=run.device,
@@ -438,51 +226,9 @@ def _judge(run: Run, deploy: Deploy, assess: Assess, logits: NDArray[np.float64]
     return Judge(assess, deploy, run.data.state[places], logits[rows], run.table.legal[rows])
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).split("\n")[0].rstrip(". ")
-
-
-def _check(training: Rows) -> None:
-    remedies = {
-        "all": "users of the train split past the warm-up (etl.split, etl.warmup_days)",
-        "target": "decisions followed by another of the same user before the watermark",
-        "choice": "decisions with two or more legal actions, the logged one among them",
-    }
-    for name, remedy in remedies.items():
-        if not getattr(training, name).any():
-            raise InputError(f"train: of {int(training.all.sum())} training rows none can be used; needed: {remedy}.")
-
-
-def _check_actions(table: Transitions, training: Rows) -> None:
-    """Raise InputError for an action that could be chosen and was never seen: what is said of it would be invented."""
-    legal, action = table.legal[training.all], table.action[training.all]
-    absent = [name for a, name in enumerate(table.contract.actions) if legal[:, a].any() and not (action == a).any()]
-    if absent:
-        raise InputError(
-            f"actions: {absent[0]!r} is legal in the training rows and taken in none of {int(training.all.sum())}, so "
-            "nothing can be learned about it; remove it from `actions`, or log it with some probability."
-        )
-
-
-def _seed(seed: int, member: int) -> int:
-    """A seed per member, far from every other's."""
-    return int(np.random.SeedSequence([seed, member]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
 def _softmax(logits: NDArray[np.float64], legal: NDArray[np.bool_]) -> NDArray[np.float64]:
     """[N, A] softmax over the legal actions."""
     masked = np.where(legal, logits, -np.inf)
     weight: NDArray[np.float64] = np.exp(masked - masked.max(axis=1, keepdims=True))
     weight /= weight.sum(axis=1, keepdims=True)
     return weight
-
-
-def _agreement(q: NDArray[np.float64], first: int, run: Run) -> float | None:
-    """Over the validation choices (training ones where there are none), how often the other members' greedy action is
-    that of member `first`; `q` [members, N, A]."""
-    if len(q) == 1:
-        return None
-    rows = run.validation.choice if run.validation.choice.any() else run.training.choice
-    greedy = np.where(run.table.legal[rows], q[:, rows], -np.inf).argmax(axis=-1)
-    same = greedy == greedy[first]
-    return float(np.delete(same, first, axis=0).mean())

@@ -44,8 +44,8 @@ from models.rewards.conservative import Visited, rounds_of
 from models.rewards.goal import Classifier, component
 from models.rewards.learned import with_components
 from models.rewards.success import GoalConfig, joined, seeded, sets_of
+from models.run import prepare
 from models.table import Transitions
-from models.train import prepare
 from pipelines.inprocess import transitions_of
 from pipelines.simulate import state_decide
 from policies.base import Policy

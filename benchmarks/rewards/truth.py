@@ -37,8 +37,8 @@ from models.rewards.preferences import PreferenceConfig, choose, fit, random_pai
 from models.rewards.settings import NetworkConfig
 from models.rewards.store import Stored
 from models.rewards.weeks import Weeks, weeks_of
+from models.run import prepare
 from models.table import Transitions
-from models.train import prepare
 from models.training import TrainConfig
 from pipelines.simulate import state_decide
 from policies.base import Policy

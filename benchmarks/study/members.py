@@ -18,8 +18,8 @@ from models.learn import learn
 from models.members import Learner, Member
 from models.network import restored, together
 from models.reach import reach_within
+from models.run import Run, prepare
 from models.table import Transitions
-from models.train import Run, prepare
 from models.training import TrainConfig
 
 PLAIN, PENALISED = "ddqn", "ddqn_cql"

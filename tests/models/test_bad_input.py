@@ -176,17 +176,26 @@ LOWER = r"training 2 members: CUDA .* Tried to allocate 9.00 GiB; lower train.ba
     ("where", "message"),
     [
         (
-            "Resident.of",
+            "run.Resident.of",
             r"no room for \d+ transitions \(CUDA .* allocate 9.00 GiB\); set train.half_precision",
         ),
-        *((where, LOWER) for where in ("clone_behaviour", "learn", "together", "lower_bound", "fit_fqe")),
+        *(
+            (where, LOWER)
+            for where in (
+                "train.clone_behaviour",
+                "train.learn",
+                "selection.together",
+                "selection.lower_bound",
+                "train.fit_fqe",
+            )
+        ),
     ],
 )
 def test_a_device_that_is_too_small_says_what_was_asked_for(world, monkeypatch: Any, where: str, message: str) -> None:
     def small(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.\nGPU 0 has a total capacity of")
 
-    monkeypatch.setattr(f"models.train.{where}", small)
+    monkeypatch.setattr(f"models.{where}", small)
     with pytest.raises(InputError, match=message):
         train(log_of(world), CONFIG, 0, greedy, progress=False)
 

@@ -21,8 +21,9 @@ from models.learners import ddqn_cql
 from models.members import Learner
 from models.reach import reach_within
 from models.recorded import PRECISIONS, WARM_UP, Precision, products
+from models.run import Run, prepare
 from models.table import Transitions
-from models.train import Run, prepare, train
+from models.train import train
 from models.training import TrainConfig
 from models.watch import Seen
 

@@ -17,8 +17,9 @@ from models.errors import InputError
 from models.learn import Keep, learn, marks
 from models.members import Learner
 from models.reach import Extent, Reach, reach_within
+from models.run import Run, member_of, prepare
 from models.table import Transitions
-from models.train import Run, member_of, prepare, train
+from models.train import train
 from models.training import TrainConfig
 from models.watch import Seen
 

@@ -15,7 +15,7 @@ from models.learn import learn
 from models.members import Learner, Member
 from models.network import restored
 from models.reach import reach_within
-from models.train import Run, prepare
+from models.run import Run, prepare
 from models.training import TrainConfig
 from models.watch import Seen
 

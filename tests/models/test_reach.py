@@ -9,8 +9,8 @@ import pytest
 from models.batch import Held
 from models.members import Learner
 from models.reach import Reach, busiest_day, reach_within
+from models.run import member_of, prepare
 from models.table import Transitions
-from models.train import member_of, prepare
 from models.training import TrainConfig
 from tests.models.conftest import DAY
 

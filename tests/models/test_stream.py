@@ -19,10 +19,11 @@ from models.batch import AHEAD, Draws, Held, rows_of
 from models.contract import Contract
 from models.errors import InputError
 from models.reach import reach_within
+from models.run import prepare
 from models.scaling import Units
 from models.stream import Pool, Survey, reach_of, sampled, survey
 from models.table import Shards, Transitions, read
-from models.train import prepare, train
+from models.train import train
 from models.training import TrainConfig
 
 CPU = torch.device("cpu")

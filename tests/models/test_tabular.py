@@ -23,8 +23,8 @@ from models.losses import cql_penalty, double_q_target, expected_target, scalari
 from models.members import Learner, Settings
 from models.network import Population, initial
 from models.reach import reach_within
+from models.run import prepare
 from models.table import Transitions
-from models.train import prepare
 from models.training import TrainConfig
 from models.watch import Seen
 
