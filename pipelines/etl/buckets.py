@@ -7,6 +7,7 @@ It sends back no row: the files it wrote, for the driver to commit, and what it 
 | transitions, consent,   | a `staging.Staged` as JSON: a file that was written into the table of that name |
 | quarantine/DATASET      | the same |
 | partial                 | a profile.PARTIAL table as Arrow bytes |
+| offenders               | [dataset, offenders.Offence] of quarantined rows, as JSON |
 | forgotten               | rows of users to be forgotten, left out, by dataset and arrival day, as JSON |
 | expected                | [usable, unusable] decisions that must be rows, counted from the raw rows alone, as JSON |
 """
@@ -31,6 +32,7 @@ from pipelines.etl.blocks import Batches, from_blocks
 from pipelines.etl.features import DAY, DISABLE, ENABLE, KINDS
 from pipelines.etl.history import Before, Marked, mark
 from pipelines.etl.marks import EXACT_DUPLICATE, REMEDIES, Plan, floats, ints, is_null, positions
+from pipelines.etl.offenders import offences
 from pipelines.etl.profile import choices, measure
 from pipelines.etl.schemas import (
     DECISIONS,
@@ -46,7 +48,7 @@ from pipelines.etl.transitions import transitions
 
 RESULT = pa.schema([("kind", pa.string()), ("payload", pa.large_binary())])
 TRANSITIONS, CONSENT, QUARANTINE, PARTIAL, FORGOTTEN = "transitions", "consent", "quarantine/", "partial", "forgotten"
-EXPECTED = "expected"
+EXPECTED, OFFENDERS = "expected", "offenders"
 
 ROW_ID = {DECISIONS: "decision_id", EVENTS: "event_id", USERS: ""}
 TIME_OF = {DECISIONS: "decided_at", EVENTS: "occurred_at", USERS: "valid_from"}
@@ -216,6 +218,7 @@ def _quarantine(job: Job, code: int, marked: Marked) -> Iterator[Result]:
         return
     layout = quarantine_layout(job.schemas[code])
     found, reason = table.take(pa.array(rows)), marks.reasons().take(pa.array(rows))
+    yield OFFENDERS, json.dumps([NAMES[code], offences(found, reason, job.plan.contract)]).encode()
     remedy = pa.array([REMEDIES.get(text.split(":")[0]) for text in marks.names[1:]], pa.string())
     columns = {name: found[name] for name in found.column_names if name != "day"}
     for name in ("at", "logged"):

@@ -33,6 +33,7 @@ from pipelines.etl.buckets import (
     CONSENT,
     EXPECTED,
     FORGOTTEN,
+    OFFENDERS,
     PARTIAL,
     QUARANTINE,
     RESULT,
@@ -42,6 +43,7 @@ from pipelines.etl.buckets import (
 )
 from pipelines.etl.counts import Report, conserve, count
 from pipelines.etl.features import DAY
+from pipelines.etl.offenders import Offence
 from pipelines.etl.plans import as_of, max_lateness, text_of
 from pipelines.etl.profile import merge
 from pipelines.etl.progress import watched
@@ -163,7 +165,15 @@ def _finish(run: "Run", arrivals: Arrivals, made: "Made") -> Report:
     with clock("quality"):
         for code in (DECISIONS, EVENTS):
             if code in arrivals:
-                quality.check_quarantined(NAMES[code], rows[NAMES[code]], config.etl.max_quarantined)
+                name = NAMES[code]
+                quality.check_quarantined(
+                    name,
+                    rows[name],
+                    config.etl.max_quarantined,
+                    made.offenders.get(name, []),
+                    plan.contract,
+                    config.run_dir / QUARANTINE / name,
+                )
         span = quality.Clock(plan.log_start, plan.watermark, plan.warmup, plan.max_lateness, plan.max_gap)
         # On a known gap there may be no rows of a dataset; that none at all were read was refused before.
         there = [code for code in run.job.schemas if window.resume is None or rows[NAMES[code]]["read"]]
@@ -269,6 +279,8 @@ class Made:
     """Usable and unusable decisions that must be rows."""
     forgotten: dict[str, dict[str, int]] = field(default_factory=dict)
     """Rows left out, by dataset and arrival day."""
+    offenders: dict[str, list[Offence]] = field(default_factory=dict)
+    """What quarantined rows hold, by dataset."""
 
 
 def shuffled(spark: SparkSession, sources: list[Source], buckets: int, days: Days | None) -> DataFrame:
@@ -299,6 +311,9 @@ def _collect(spark: SparkSession, sources: list[Source], job: Job, window: Windo
             partials.append(pa.ipc.open_stream(payload).read_all())
         elif kind == EXPECTED:
             expected = [a + b for a, b in zip(expected, json.loads(payload), strict=True)]
+        elif kind == OFFENDERS:
+            name, found = json.loads(payload)
+            made.offenders.setdefault(name, []).extend(found)
         elif kind == FORGOTTEN:
             for name, days in json.loads(payload).items():
                 total = made.forgotten.setdefault(name, {})

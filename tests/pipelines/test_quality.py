@@ -450,13 +450,29 @@ def test_every_broken_demand_is_named_in_a_line_of_its_own(tmp_path: Path) -> No
         checked(tmp_path, without)
 
 
-def test_a_share_of_quarantined_rows_names_reasons_and_counts() -> None:
-    quality.check_quarantined("decisions", {"read": 100, "by_reason": {"too_late": 20}}, 0.2)
+def test_a_share_of_quarantined_rows_names_what_was_found_what_is_known_and_what_to_do(tmp_path: Path) -> None:
+    """Counts of two buckets add: 4 + 5 rows of 3 + 4 users said SEND, one user alone said what might be an address."""
+    many = {"read": 100, "by_reason": {"too_late": 15, "unknown_action": 10}}
+    found = [
+        ("unknown_action", "SEND", 4, 3),
+        ("unknown_action", "SEND", 5, 4),
+        ("unknown_action", "ann@example.org", 1, 1),
+    ]
+    few = {"read": 100, "by_reason": {"too_late": 20}}
+    quality.check_quarantined("decisions", few, 0.2, [], CONTRACT, tmp_path)
     with pytest.raises(QualityError) as caught:
-        quality.check_quarantined("decisions", {"read": 100, "by_reason": {"too_late": 15, "unknown_action": 6}}, 0.2)
+        quality.check_quarantined("decisions", many, 0.2, found, CONTRACT, tmp_path / "quarantine" / "decisions")
     assert caught.value.exit_code == 3
-    for word in ("21 of 100", "21.0%", "too_late 15, unknown_action 6", "etl.max_quarantined = 20.0%"):
-        assert word in str(caught.value)
+    first, late, unknown, where = str(caught.value).splitlines()
+    assert "25 of 100 rows (25.0%)" in first
+    assert "etl.max_quarantined = 20.0%" in first
+    assert late == "- too_late, 15 rows: deliver rows sooner, or raise etl.max_lateness_days."
+    assert unknown == (
+        "- unknown_action, 10 rows: found 'SEND' (9) and others; known: hold, send; add the action to `actions`, or "
+        "map it to one of them."
+    )
+    assert f"the Delta table {tmp_path / 'quarantine' / 'decisions'}, with its reason and remedy" in where
+    assert "ann@example.org" not in str(caught.value)
 
 
 # Propensities

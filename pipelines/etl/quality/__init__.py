@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from models.contract import Contract
 from models.errors import InputError, QualityError
+from pipelines.etl.offenders import Offence, in_words
 from pipelines.etl.quality import profiles, thresholds
 from pipelines.etl.quality.expect import Validator
 from pipelines.etl.quality.profiles import Clock
@@ -133,16 +134,20 @@ def make_thresholds(config: Quality, folder: Path) -> thresholds.Thresholds:
     return made
 
 
-def check_quarantined(name: str, counts: Mapping[str, Any], most: float) -> None:
-    """Raise QualityError, with reasons and counts, where a larger share than `most` of a dataset is quarantined."""
+def check_quarantined(
+    name: str, counts: Mapping[str, Any], most: float, found: Sequence[Offence], contract: Contract, table: Path
+) -> None:
+    """Raise QualityError where a larger share than `most` of a dataset is quarantined.
+
+    It names each reason with its rows, what of `found` many users hold, what is known, the remedy, and the `table`.
+    """
     read, by_reason = counts["read"], counts["by_reason"]
     caught = sum(by_reason.values())
     if caught > most * read:
-        reasons = ", ".join(f"{name} {count}" for name, count in sorted(by_reason.items(), key=lambda item: -item[1]))
         raise QualityError(
-            f"{name}: {caught} of {read} rows ({caught / read:.1%}) are quarantined, more than "
-            f"etl.max_quarantined = {most:.1%}: {reasons}; the rows and the remedies are in "
-            f"quarantine/{name}; mend the log, or raise it."
+            f"{name}: {caught:,} of {read:,} rows ({caught / read:.1%}) are quarantined, more than "
+            f"etl.max_quarantined = {most:.1%}; the transitions stay as they were.\n"
+            f"{in_words(by_reason, found, contract, table)} Mend the log or its mapping, or raise etl.max_quarantined."
         )
 
 

@@ -1,0 +1,111 @@
+"""What an error says of quarantined rows: the values that many users hold, and nothing that one alone does."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+from pyspark.sql import SparkSession
+
+from models.contract import Contract
+from models.errors import QualityError
+from pipelines.config import validate
+from pipelines.etl.flow import run_etl
+from pipelines.etl.offenders import LONGEST, NAMED_FROM, SENT, in_words, offences
+
+CONTRACT = Contract(("hold", "send"), ("badge",), ("clicks",))
+SCHEMA = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("label", pa.string()),
+        ("legal", pa.list_(pa.string())),
+        ("propensity", pa.float64()),
+        ("found", pa.string()),
+    ]
+)
+
+
+def counted(reason: str, *rows: dict[str, Any]) -> list[tuple[str, int, int]]:
+    """(value, rows, users) of rows that all have one reason; without a user_id each is another user's."""
+    table = pa.Table.from_pylist([{"user_id": f"u{n}", **row} for n, row in enumerate(rows)], SCHEMA)
+    found = offences(table, pa.chunked_array([[reason] * len(rows)], pa.string()), CONTRACT)
+    assert all(each[0] == reason for each in found)
+    return [each[1:] for each in found]
+
+
+@pytest.mark.parametrize(
+    ("reason", "rows", "found"),
+    [
+        ("unknown_action", [{"label": "SEND"}, {"label": "PUSH"}, {"label": "SEND"}], [("SEND", 2, 2), ("PUSH", 1, 1)]),
+        ("unknown_action", [{"label": None}], [("null", 1, 1)]),
+        # Two rows of one user are one user's.
+        ("unknown_kind", [{"label": "wave", "user_id": "u"}, {"label": "wave", "user_id": "u"}], [("wave", 2, 1)]),
+        ("unknown_kind", [{"label": "x" * 100}], [("x" * LONGEST, 1, 1)]),
+        # Of the actions named legal only the unknown are told.
+        (
+            "unknown_legal_action",
+            [{"legal": ["send", "shout"]}, {"legal": ["shout", None]}],
+            [("shout", 2, 2), ("null", 1, 1)],
+        ),
+        (
+            "illegal_action",
+            [{"label": "send", "legal": ["hold"]}, {"label": "send", "legal": []}],
+            [("send, where legal is: ", 1, 1), ("send, where legal is: hold", 1, 1)],
+        ),
+        (
+            "propensity_out_of_range",
+            [{"propensity": 37.0}, {"propensity": float("nan"), "found": "propensity=oops"}],
+            [("37", 1, 1), ("propensity=oops", 1, 1)],
+        ),
+        ("forced_propensity", [{"propensity": 0.5}], [("0.5", 1, 1)]),
+        ("missing_decided_at", [{"found": "decided_at=soon"}, {"found": None}], [("decided_at=soon", 1, 1)]),
+        ("missing_feature:relevance", [{"found": "relevance=high"}], [("relevance=high", 1, 1)]),
+        ("missing_user_id", [{"found": "relevance=high"}], []),
+        ("too_late", [{"label": "send"}], []),
+    ],
+)
+def test_the_values_that_a_reason_is_about_are_counted(
+    reason: str, rows: list[dict[str, Any]], found: list[tuple[str, int, int]]
+) -> None:
+    assert counted(reason, *rows) == found
+
+
+def test_of_a_column_of_other_things_not_every_value_is_sent() -> None:
+    rows = [{"label": f"n{n:04d}"} for n in range(2 * SENT)]
+    assert len(counted("unknown_action", *rows)) == SENT
+
+
+def test_a_value_is_named_where_enough_users_hold_it() -> None:
+    def told(users: int) -> str:
+        found = [("unknown_action", "SEND", 90, users)]
+        return in_words({"unknown_action": 90}, found, CONTRACT, Path("quarantine"))
+
+    assert "found 'SEND' (90);" in told(NAMED_FROM)
+    assert "SEND" not in told(NAMED_FROM - 1)
+    assert "none is named here; known: hold, send" in told(NAMED_FROM - 1)
+
+
+def test_a_log_with_other_names_for_its_actions_is_told_which(spark: SparkSession, tmp_path: Path) -> None:
+    """Of 40 decisions of 40 users in two buckets 12 are `Push`, one holds an address, and the others are right."""
+    rows = ["decision_id,user_id,decided_at,action,propensity,relevance,steps"]
+    for n in range(40):
+        action = "ann@example.org" if n == 0 else "Push" if n <= 12 else ("hold", "send")[n % 2]
+        rows.append(f"d{n},person-{n},2024-01-0{1 + n % 2} 10:00:00,{action},0.5,0.{n},1")
+    (tmp_path / "decisions.csv").write_text("\n".join(rows) + "\n")
+    tree = {
+        "name": "renamed",
+        "run_dir": str(tmp_path / "run"),
+        "rewards": ["sends", "column:steps"],
+        "data": {"decisions": {"path": str(tmp_path / "decisions.csv")}},
+        "features": {"context": ["relevance"]},
+        "etl": {"buckets": 2},
+    }
+    with pytest.raises(QualityError) as caught:
+        run_etl(spark, validate(tree, "test"))
+    words, table = str(caught.value), tmp_path / "run" / "quarantine" / "decisions"
+    assert "- unknown_action, 13 rows: found 'Push' (12) and others; known: hold, send; add the action" in words
+    assert f"Delta table {table}, with" in words
+    assert "person-" not in words
+    assert "example.org" not in words
+    assert DeltaTable(table).to_pyarrow_table().num_rows == 13
