@@ -31,7 +31,7 @@ from pipelines.jobs.data import etl, forget, propensity, quality, ready, simulat
 from pipelines.jobs.judging import evaluate, explain
 from pipelines.jobs.learning import pick, sweep, train, train_by_spark
 from pipelines.jobs.reporting import abtest_plan, abtest_read, monitor, report
-from pipelines.jobs.steps import session
+from pipelines.jobs.steps import session, warn_unpromotable
 from policies.gate import check_guarded
 
 __all__ = [
@@ -71,6 +71,7 @@ def run(config: Config, rebuild: bool = False) -> dict[str, Any]:
     """
     if config.train is not None:
         check_guarded(config.gate)
+        warn_unpromotable(config)
     with session(config):
         if config.simulate is not None:
             simulate(config)

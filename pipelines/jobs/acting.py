@@ -22,13 +22,18 @@ from pipelines.reading import LEARNED_VERSIONS
 from pipelines.scoring import freeze as brake
 from pipelines.scoring.handover import HandedOver, hand_over
 from pipelines.scoring.night import run_frozen, run_scoring
-from policies.gate import judge
+from policies.gate import check_guarded, judge
 
 logger = logging.getLogger("tactful.score")
 
 
 def promote(config: Config) -> dict[str, Any]:
-    """Judge the candidate, register it, and make it champion where the verdict is PROMOTE; returns the verdict."""
+    """Judge the candidate, register it, and make it champion where the verdict is PROMOTE; returns the verdict.
+
+    Raises InputError where nothing is guarded, and where something else was evaluated than stands there now.
+    """
+    if config.train is not None:
+        check_guarded(config.gate)
     left = left_by(config, "evaluate")
     deployed = artifacts_of(config)
     for what, then, now in (

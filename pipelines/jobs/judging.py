@@ -29,6 +29,7 @@ from pipelines.jobs.steps import (
     session,
     step,
     step_path,
+    warn_unguarded,
     write_json,
 )
 from pipelines.reading import LEARNED_VERSIONS
@@ -55,6 +56,8 @@ def evaluate(config: Config, by_spark: bool = False) -> dict[str, Any]:
     """
     trained = _trained(config)
     lineage = trained["lineage"] if trained else None
+    if trained:
+        warn_unguarded(config)
     if not by_spark:
         transitions = transitions_to_evaluate(config, lineage)
 

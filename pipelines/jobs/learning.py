@@ -31,6 +31,7 @@ from pipelines.jobs.steps import (
     session,
     step,
     step_path,
+    warn_unpromotable,
 )
 from policies.q_policy import QPolicy
 from policies.selection import Slope
@@ -46,6 +47,7 @@ def train(config: Config) -> dict[str, Any]:
     """
     with distributed.group(config.learning.device) as processes:
         if processes.rank == 0:
+            warn_unpromotable(config)
             return _train(config, processes)
         _fit(config, reading.learning(config)[0], processes)
         return {}

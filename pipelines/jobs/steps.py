@@ -1,6 +1,7 @@
 """What every step shares: the terminal, the run's folder, a session, the registry, and what a policy came from."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from models.training import BEHAVIOUR
 from pipelines.config import Config
 from pipelines.reading import LEARNED_VERSIONS
 from pipelines.session import spark_session
+
+logger = logging.getLogger("tactful.gate")
 
 # Into a file or a pipe a table is as wide as it needs, not as narrow as the eighty columns of nobody's terminal.
 console = Console(width=None if sys.stdout.isatty() else 160)
@@ -70,6 +73,25 @@ def session(config: Config) -> Iterator[SparkSession]:
     finally:
         if running is None:
             spark.stop()
+
+
+def warn_unpromotable(config: Config) -> None:
+    """Say before hours of work what would keep its result from ever being promoted."""
+    if config.learning.seeds == 1:
+        logger.warning(
+            "train.seeds is 1: one seed cannot say whether another would act alike, so that the gate promotes nothing "
+            "that is learned now; give train.seeds = 2 or more where it is to be promoted."
+        )
+    warn_unguarded(config)
+
+
+def warn_unguarded(config: Config) -> None:
+    """The same of a gate that has nothing to guard: a policy is promoted by the rules that it was evaluated with."""
+    if not config.gate.metrics:
+        logger.warning(
+            "gate.metrics is empty: `tactful promote` will judge nothing; name the metrics to guard, each with "
+            "direction and margin, before `tactful evaluate`."
+        )
 
 
 def policy_folder(config: Config, name: str) -> Path:

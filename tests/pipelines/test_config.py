@@ -3,6 +3,7 @@
 import copy
 import json
 import tomllib
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 
 from models.errors import InputError
 from pipelines import jobs
-from pipelines.config import load, validate
+from pipelines.config import Config, load, validate
+from pipelines.jobs import steps
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 SMALL: dict[str, Any] = {
@@ -248,11 +250,46 @@ def test_a_component_that_only_a_learners_own_weights_misspell_is_named() -> Non
         validate(changed({"train/learners": learners}), "small.toml")
 
 
-def test_a_run_that_nothing_would_guard_is_refused_before_it_begins(tmp_path: Path) -> None:
+def unguarded(folder: Path, **overrides: str) -> Config:
+    """The demo without [gate.metrics]."""
     text = next(each for each in CONFIGS if each.stem == "demo").read_text()
-    file = tmp_path / "unguarded.toml"
+    file = folder / "unguarded.toml"
     file.write_text(text[: text.index("[gate.metrics")])
-    config = load(file, {"run_dir": str(tmp_path / "run"), "data.decisions.path": str(tmp_path / "lake")})
+    return load(file, {"run_dir": str(folder / "run"), "data.decisions.path": str(folder / "lake"), **overrides})
+
+
+@pytest.mark.parametrize("command", [jobs.run, jobs.promote])
+def test_what_nothing_would_guard_is_refused_before_it_begins(command: Callable[[Config], Any], tmp_path: Path) -> None:
+    config = unguarded(tmp_path)
     with pytest.raises(InputError, match=r"gate\.metrics is empty; name the metrics to guard"):
-        jobs.run(config)
+        command(config)
     assert [each.name for each in tmp_path.iterdir()] == ["unguarded.toml"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({}, ["gate.metrics is empty: `tactful promote` will judge nothing; name the metrics"]),
+        ({"train.seeds": "1"}, ["train.seeds is 1: one seed", "give train.seeds = 2 or more", "gate.metrics is empty"]),
+    ],
+)
+def test_training_of_what_cannot_be_promoted_says_so_first(
+    overrides: dict[str, str], words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before it looks for the transitions, which are not there."""
+    with pytest.raises(InputError, match="no transitions"):
+        jobs.train(unguarded(tmp_path, **overrides))
+    for word in words:
+        assert word in caplog.text
+    assert ("train.seeds" in caplog.text) == bool(overrides)
+
+
+def test_evaluating_what_was_learned_says_that_nothing_is_guarded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = unguarded(tmp_path)
+    lineage: dict[str, Any] = {"data_version": 0, "estimates_version": None}
+    steps.write_json(steps.step_path(config, "train"), {"lineage": lineage})
+    with pytest.raises(InputError, match="no transitions"):
+        jobs.evaluate(config)
+    assert "gate.metrics is empty: `tactful promote` will judge nothing" in caplog.text
