@@ -10,6 +10,7 @@ from pyspark.sql import functions as F
 from models.contract import HOLD
 from models.errors import InputError
 from pipelines.config import Config
+from pipelines.etl.checks import check_columns
 from pipelines.etl.schemas import DECISIONS, NUMBER, TEXT, TEXTS, Wanted
 from pipelines.etl.sources import open_dataset
 from pipelines.sections import Dataset
@@ -21,6 +22,14 @@ from policies.named import NamedPolicy, Recorded, plain, recorded
 def reads_logs(config: Config) -> bool:
     """Whether a named policy is known by the log it wrote, which takes a Spark session to read."""
     return any(named.kind == "logged" for named in config.evaluate.policies.values())
+
+
+def check_logs(config: Config) -> None:
+    """Raise InputError where such a log is not there or lacks a column, as far as that shows without Spark."""
+    for name, named in config.evaluate.policies.items():
+        if named.kind == "logged":
+            columns = _wanted(config, named)
+            check_columns(f"evaluate.policies.{name}", _dataset(config, named, columns), columns)
 
 
 def named_policies(config: Config, spark: SparkSession | None = None) -> list[Policy]:
@@ -47,15 +56,8 @@ def recorded_policy(spark: SparkSession, config: Config, name: str, named: Named
     context that could be used.
     """
     key = f"evaluate.policies.{name}"
-    numbers = [column for column in named.by if column in config.features.context]
-    texts = [column for column in named.by if column in config.features.context_categories]
-    wanted = [
-        Wanted("action", TEXT),
-        Wanted("propensity", NUMBER),
-        Wanted("legal_actions", TEXTS, required=False),
-        *(Wanted(column, NUMBER) for column in numbers),
-        *(Wanted(column, TEXT) for column in texts),
-    ]
+    numbers, texts = _by(config, named)
+    wanted = _wanted(config, named)
     source = open_dataset(spark, DECISIONS, key, _dataset(config, named, wanted), wanted)
     p = F.col("propensity")
     stated = F.count(p).alias("stated"), F.mean(p).alias("mean"), F.min(p).alias("least"), F.max(p).alias("most")
@@ -82,6 +84,23 @@ def recorded_policy(spark: SparkSession, config: Config, name: str, named: Named
         np.column_stack([groups["mean"], groups["least"], groups["most"]]).astype(np.float64),
         len(config.actions),
     )
+
+
+def _by(config: Config, named: NamedPolicy) -> tuple[list[str], list[str]]:
+    """The numbers and the texts among the context columns that the policy is known by."""
+    context, categories = config.features.context, config.features.context_categories
+    return [name for name in named.by if name in context], [name for name in named.by if name in categories]
+
+
+def _wanted(config: Config, named: NamedPolicy) -> list[Wanted]:
+    numbers, texts = _by(config, named)
+    return [
+        Wanted("action", TEXT),
+        Wanted("propensity", NUMBER),
+        Wanted("legal_actions", TEXTS, required=False),
+        *(Wanted(column, NUMBER) for column in numbers),
+        *(Wanted(column, TEXT) for column in texts),
+    ]
 
 
 def _dataset(config: Config, named: NamedPolicy, wanted: list[Wanted]) -> Dataset:

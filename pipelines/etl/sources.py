@@ -5,7 +5,7 @@ cannot be cast becomes null and is told in `found`. Local Parquet whose columns 
 read by Arrow in the tasks themselves: the rows then never leave the JVM one by one, since they never enter it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -95,12 +95,7 @@ def open_dataset(
 
     Raises InputError as `open_sources` does.
     """
-    for name in dataset.columns:
-        if name not in {column.name for column in columns}:
-            known = [column.name for column in columns]
-            raise InputError(f"{key}.columns: {name!r} is not read from this dataset{suggest(name, known)}.")
-    if not dataset.path.exists():
-        raise InputError(f"{key}.path: {dataset.path} does not exist; correct the path or produce the dataset first.")
+    check_dataset(key, dataset, columns)
     notices: tuple[str, ...] = ()
     schema = None
     if format_of(dataset) == "parquet":
@@ -111,6 +106,23 @@ def open_dataset(
             return Source(code, plain, None, lake.pieces(days), notices)
         schema = _schema(lake)
     return Source(code, columns, _through_spark(spark, key, dataset, columns, days, schema), (), notices)
+
+
+def check_dataset(key: str, dataset: Dataset, columns: list[Wanted]) -> None:
+    """Raise InputError where a mapped name is none that is read, or nothing lies at the path."""
+    for name in dataset.columns:
+        if name not in {column.name for column in columns}:
+            known = [column.name for column in columns]
+            raise InputError(f"{key}.columns: {name!r} is not read from this dataset{suggest(name, known)}.")
+    if not dataset.path.exists():
+        raise InputError(f"{key}.path: {dataset.path} does not exist; correct the path or produce the dataset first.")
+
+
+def absent(key: str, dataset: Dataset, name: str, there: Iterable[str]) -> InputError:
+    """The error of a needed column that is not among those that are there."""
+    return InputError(
+        f"{key}: no column {name!r} in {dataset.path}; map it in {key}.columns{suggest(name, list(there))}."
+    )
 
 
 def format_of(dataset: Dataset) -> str:
@@ -228,10 +240,7 @@ def _source(key: str, dataset: Dataset, column: Wanted, raw: DataFrame) -> Colum
         if column.name in raw.columns:
             return F.col(quoted(column.name))
         if column.required:
-            raise InputError(
-                f"{key}: no column {column.name!r} in {dataset.path}; map it in {key}.columns"
-                f"{suggest(column.name, raw.columns)}."
-            )
+            raise absent(key, dataset, column.name, raw.columns)
         return None
     try:
         source = F.expr(expression)

@@ -26,6 +26,9 @@ from typing import Any
 
 from models import table
 from pipelines.config import Config
+from pipelines.etl.checks import check_inputs
+from pipelines.etl.schemas import CANDIDATES, USERS
+from pipelines.evaluating import check_logs
 from pipelines.jobs.acting import freeze, handover, promote, promote_version, rollback, score, unfreeze
 from pipelines.jobs.data import etl, forget, propensity, quality, ready, simulate, vacuum
 from pipelines.jobs.judging import evaluate, explain
@@ -67,11 +70,14 @@ def run(config: Config, rebuild: bool = False) -> dict[str, Any]:
     """Every step in order, on one Spark session; a log without candidates is not scored.
 
     Without [train] nothing is learned, judged or scored: the road is ETL, evaluation and report. Raises InputError
-    where a verdict would have nothing to guard, before anything is done.
+    where a verdict would have nothing to guard or a dataset is not where it should be, before anything is done.
     """
     if config.train is not None:
         check_guarded(config.gate)
         warn_unpromotable(config)
+    if config.simulate is None:
+        check_inputs(config, range(USERS + 1) if config.train is None else range(CANDIDATES + 1))
+    check_logs(config)
     with session(config):
         if config.simulate is not None:
             simulate(config)

@@ -16,6 +16,8 @@ from models.registry.versions import EVALUATION, VERDICT
 from models.training import BEHAVIOUR
 from pipelines import summary as summaries
 from pipelines.config import Config
+from pipelines.etl.checks import check_inputs
+from pipelines.etl.schemas import CANDIDATES
 from pipelines.jobs.judging import artifacts_of, fingerprints_of
 from pipelines.jobs.steps import console, left_by, policy_folder, registry_of, session, step, step_path
 from pipelines.reading import LEARNED_VERSIONS
@@ -129,9 +131,11 @@ def score(config: Config) -> dict[str, Any]:
     with step(config, "score") as result:
         if (found := brake.frozen(config)) is not None:
             logger.warning("%s: every candidate is held until `tactful unfreeze`.", brake.in_words(found))
+            check_inputs(config, range(CANDIDATES, CANDIDATES + 1))
             with session(config) as spark:
                 result.update(run_frozen(spark, config))
             return result
+        check_inputs(config, range(CANDIDATES + 1))
         champion = find_champion(registry_of(config), config.run_dir / "champion", datetime.now(UTC))
         checked = champion.checked_at.isoformat(timespec="seconds")
         with session(config) as spark:

@@ -9,10 +9,11 @@ from pipelines import erase
 from pipelines import vacuum as retention
 from pipelines.config import Config
 from pipelines.estimation import in_words, run_propensity
+from pipelines.etl.checks import check_inputs
 from pipelines.etl.flow import run_etl
 from pipelines.etl.quality import make_thresholds
 from pipelines.etl.ready import waited_for
-from pipelines.etl.schemas import Days
+from pipelines.etl.schemas import USERS, Days
 from pipelines.etl.store import opened
 from pipelines.etl.window import EVER, day_number, days_until
 from pipelines.jobs.steps import console, registry_of, session, step, step_path
@@ -38,8 +39,10 @@ def etl(config: Config, rebuild: bool = False, first: str | None = None, last: s
     Raises InputError where the days are no dates, or in the wrong order.
     """
     days = _days(config, rebuild, first, last)
-    with step(config, "etl") as result, session(config) as spark:
-        result.update(run_etl(spark, config, rebuild=rebuild, days=days))
+    with step(config, "etl") as result:
+        check_inputs(config, range(USERS + 1))
+        with session(config) as spark:
+            result.update(run_etl(spark, config, rebuild=rebuild, days=days))
     return result
 
 

@@ -18,7 +18,7 @@ from pipelines import summary as summaries
 from pipelines.config import Config
 from pipelines.estimation import transitions_to_evaluate
 from pipelines.etl.flow import explained
-from pipelines.evaluating import named_policies, reads_logs
+from pipelines.evaluating import check_logs, named_policies, reads_logs
 from pipelines.evaluating_spark import Log, evaluate_by_spark
 from pipelines.jobs.steps import (
     console,
@@ -58,6 +58,7 @@ def evaluate(config: Config, by_spark: bool = False) -> dict[str, Any]:
     lineage = trained["lineage"] if trained else None
     if trained:
         warn_unguarded(config)
+    check_logs(config)
     if not by_spark:
         transitions = transitions_to_evaluate(config, lineage)
 
