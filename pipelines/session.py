@@ -27,6 +27,7 @@ SETTINGS = {
     # Readers see only what the Delta log names, so that moving every file twice would protect nobody.
     "spark.hadoop.mapreduce.fileoutputcommitter.algorithm.version": "2",
 }
+LOGGING = Path(__file__).with_name("log4j2.properties")
 LOOPBACK = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
 """Where every executor is on this machine."""
 
@@ -51,15 +52,27 @@ def spark_session(config: SparkConfig, app: str) -> SparkSession:
     os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
     if forked:
         _share_path()
+    _quieten()
     logging.getLogger("py4j").setLevel(logging.WARNING)
     builder = SparkSession.builder.appName(app).master(config.master)
     for key, value in {**settings, **config.conf}.items():
         builder = builder.config(key, value)
     spark = builder.getOrCreate()
-    spark.sparkContext.setLogLevel("ERROR")
     if not forked:
         spark.sparkContext.addPyFile(str(archive()))
     return spark
+
+
+def _quieten() -> None:
+    """Let the JVM log errors alone from its first line on, unless the machine's Spark has a logging of its own.
+
+    By SPARK_SUBMIT_OPTS: `spark.driver.extraJavaOptions` would take the place of what a cluster's defaults have there.
+    """
+    home = os.environ.get("SPARK_CONF_DIR")
+    options = os.environ.get("SPARK_SUBMIT_OPTS", "")
+    if "log4j2.configurationFile" in options or (home is not None and (Path(home) / LOGGING.name).exists()):
+        return
+    os.environ["SPARK_SUBMIT_OPTS"] = f"-Dlog4j2.configurationFile={LOGGING.as_uri()} {options}".strip()
 
 
 def archive() -> Path:
