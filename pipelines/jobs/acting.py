@@ -22,6 +22,7 @@ from pipelines.jobs.judging import artifacts_of, fingerprints_of
 from pipelines.jobs.steps import console, left_by, policy_folder, registry_of, session, step, step_path
 from pipelines.reading import LEARNED_VERSIONS
 from pipelines.scoring import freeze as brake
+from pipelines.scoring import manifest
 from pipelines.scoring.handover import HandedOver, hand_over
 from pipelines.scoring.night import run_frozen, run_scoring
 from policies.gate import check_guarded, judge
@@ -129,17 +130,22 @@ def score(config: Config) -> dict[str, Any]:
     if config.data.candidates is None:
         raise InputError("data.candidates: missing; say where tonight's candidates lie, or do without `tactful score`.")
     with step(config, "score") as result:
-        if (found := brake.frozen(config)) is not None:
-            logger.warning("%s: every candidate is held until `tactful unfreeze`.", brake.in_words(found))
+        if (stopped := brake.frozen(config)) is not None:
+            logger.warning("%s: every candidate is held until `tactful unfreeze`.", brake.in_words(stopped))
             check_inputs(config, range(CANDIDATES, CANDIDATES + 1))
             with session(config) as spark:
-                result.update(run_frozen(spark, config))
-            return result
+                return _scored(config, result, run_frozen(spark, config))
         check_inputs(config, range(CANDIDATES + 1))
         champion = find_champion(registry_of(config), config.run_dir / "champion", datetime.now(UTC))
         checked = champion.checked_at.isoformat(timespec="seconds")
         with session(config) as spark:
-            result.update(run_scoring(spark, config, champion.folder, champion.version, champion.stale, checked))
+            found = run_scoring(spark, config, champion.folder, champion.version, champion.stale, checked)
+        return _scored(config, result, found)
+
+
+def _scored(config: Config, result: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    result.update(found)
+    console.print(manifest.in_words(found, config.run_dir / "scores"), markup=False, highlight=False, soft_wrap=True)
     return result
 
 

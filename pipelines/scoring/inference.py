@@ -284,6 +284,8 @@ def decided(states: States, job: Night, quota: float) -> Decided:
 
         found = meet(quota, champion_of(job).decision, sum_of(laid[VOLUME]), weigh, drawn=False, nearest=False)
         staged, counts = scores_of(over_desk(finish_states(job, found.price)))
+        # A user's states may lie in several parts, which each counted them.
+        del counts["users"]
         facts = {"policy_version": str(job.version)}
         version = store.commit(job.root, staged, layout, facts, base, {"night": [job.night]})
     except BaseException:

@@ -26,6 +26,29 @@ def write(table: Path, night: str, manifest: dict[str, Any]) -> Path:
     return path
 
 
+def in_words(found: dict[str, Any], table: Path) -> str:
+    """The manifest of a night for a terminal: how many were scored, what was decided and by what, and where it lies."""
+    actions = ", ".join(f"{rows:,} {action}" for action, rows in _most(found["by_action"]))
+    rules = ", ".join(f"{rule} {rows:,}" for rule, rows in _most(found["by_rule"]))
+    who = "FROZEN" if found["model_version"] is None else f"by {found['policy']}, version {found['model_version']}"
+    lines = [
+        f"night {found['night']}: {found['candidates']:,} candidates of {found['users']:,} users scored, {who}",
+        f"sends {found['sends']:,} ({found['expected_sends']:,.1f} expected): {actions}",
+        f"decided by: {rules}",
+    ]
+    if found["void"]:
+        lines.append(f"VOID: {found['void']:,} candidates had expired before they were scored (score.valid_hours)")
+    if found["forgotten"]:
+        lines.append(f"left out: {found['forgotten']:,} candidates of users who were erased")
+    place = table.resolve()
+    manifest = place / MANIFESTS / f"{found['night']}.json"
+    return "\n".join([*lines, f"written: {place} (Delta table, version {found['version']}), {manifest}"])
+
+
+def _most(counts: dict[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
 def fingerprints(config: Config, codes: range, days: Days | None) -> dict[str, str]:
     """By dataset, a hash of the files that a night reads: their places, sizes and last 64 KiB."""
     found = {}

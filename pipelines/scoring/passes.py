@@ -162,7 +162,7 @@ def sum_of(volumes: list[bytes]) -> Volume:
 
 def _counts(buckets: list[dict[str, Any]]) -> dict[str, Any]:
     """Candidates in all, by action, by the rule that decided and by why the model did not, from what the buckets
-    counted; expected and drawn sends."""
+    counted; users, who lie whole in a bucket; expected and drawn sends."""
     by_action: dict[str, int] = {}
     by_rule: dict[str, int] = {}
     fallback: dict[str, int] = {}
@@ -175,6 +175,7 @@ def _counts(buckets: list[dict[str, Any]]) -> dict[str, Any]:
     candidates = sum(by_action.values())
     return {
         "candidates": candidates,
+        "users": sum(bucket["users"] for bucket in buckets),
         "by_action": by_action,
         "by_rule": by_rule,
         "fallback": fallback,

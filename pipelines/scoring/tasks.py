@@ -317,13 +317,14 @@ def _sends(probability: NDArray[np.float64], contract: Contract) -> NDArray[np.f
 def _counts(
     rows: pa.Table, judged: Judged, job: Night, probability: NDArray[np.float64], dropped: int
 ) -> dict[str, Any]:
-    """[action, rule, rows] of every pair there is; expected sends; latest valid_until in us; what the fallback decided,
-    by reason; rows that were void before anybody looked; candidates of users who were erased."""
+    """[action, rule, rows] of every pair there is; users; expected sends; latest valid_until in us; what the fallback
+    decided, by reason; rows that were void before anybody looked; candidates of users who were erased."""
     groups = rows.group_by(["action", "rule"]).aggregate([([], "count_all")]).to_pylist()
     until, timed = rows["valid_until"].cast(pa.int64()), ~is_null(judged.asked, "at")
     stands_in = pa.array(judged.reason[~judged.policy], pa.string()).value_counts().to_pylist()
     return {
         "groups": [[group["action"], group["rule"], group["count_all"]] for group in groups],
+        "users": pc.count_distinct(rows["user_id"], mode="only_valid").as_py(),
         "expected_sends": float(_sends(probability, job.plan.contract).sum()),
         "valid_until": pc.max(until).as_py(),
         "fallback": {each["values"]: each["counts"] for each in stands_in},

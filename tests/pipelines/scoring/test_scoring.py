@@ -163,6 +163,11 @@ def test_a_frozen_score_needs_no_registry(
     said = capsys.readouterr().out
     assert "every score holds until `tactful unfreeze`" in said
     assert "lifted" in said
+    night, users = found["night"], len({row.split(",")[1] for row in ROWS} - {""})
+    assert f"night {night}: {len(ROWS)} candidates of {users} users scored, FROZEN" in said
+    assert f"sends 0 (0.0 expected): {len(ROWS)} hold\ndecided by: frozen {len(ROWS)}\n" in said
+    scores = (folder / "frozen" / "scores").resolve()
+    assert f"written: {scores} (Delta table, version 0), {scores / 'manifests' / night}.json" in said
 
 
 @pytest.mark.parametrize(

@@ -244,6 +244,7 @@ def test_the_manifest_tells_of_the_night(folder: Path) -> None:
     told, rows = manifest_of(config), rows_of(config)
     assert told == json.loads(json.dumps(found))
     assert told["candidates"] == len(rows) == sum(told["by_action"].values()) == sum(told["by_rule"].values())
+    assert told["users"] == len({row["user_id"] for row in rows.values()}) < len(rows)
     for action, count in told["by_action"].items():
         assert count == sum(row["action"] == action for row in rows.values())
     for rule, count in told["by_rule"].items():
