@@ -60,6 +60,11 @@ class Registry:
         self.model = model
         self.experiment = experiment
 
+    @property
+    def database(self) -> Path | None:
+        """The SQLite file that it is; None where a server keeps it."""
+        return _database(self.tracking_uri) if self.tracking_uri.startswith(SQLITE) else None
+
     @cached_property
     def client(self) -> Any:
         """The MLflow client; imported on first use, since it takes seconds."""
@@ -300,4 +305,4 @@ class Registry:
 
 
 def _database(tracking_uri: str) -> Path:
-    return Path(tracking_uri.removeprefix(SQLITE)).absolute()
+    return Path(tracking_uri.removeprefix(SQLITE).partition("?")[0]).absolute()

@@ -19,7 +19,7 @@ from pipelines.config import Config
 from pipelines.etl.checks import check_inputs
 from pipelines.etl.schemas import CANDIDATES
 from pipelines.jobs.judging import artifacts_of, fingerprints_of
-from pipelines.jobs.steps import console, left_by, policy_folder, registry_of, session, step, step_path
+from pipelines.jobs.steps import console, left_by, policy_folder, registry_of, registry_there, session, step, step_path
 from pipelines.reading import LEARNED_VERSIONS
 from pipelines.scoring import freeze as brake
 from pipelines.scoring import manifest
@@ -89,7 +89,7 @@ def promote_version(config: Config, version: str, override: str | None = None) -
     """
     if override is not None and not override.strip():
         raise InputError("--override: empty; say why this version is to act without a verdict, it is kept.")
-    registry = registry_of(config)
+    registry = registry_there(config)
     with tempfile.TemporaryDirectory() as temporary:
         unjudged = registry.fetch(version, Path(temporary)).unjudged()
     if unjudged and override is None:
@@ -117,7 +117,7 @@ def rollback(config: Config, reason: str = "") -> State:
 
     Raises as `Registry.rollback`.
     """
-    state = registry_of(config).rollback(reason.strip())
+    state = registry_there(config).rollback(reason.strip())
     console.print(f"champion is version {state.champion} again, before it was {state.previous}", highlight=False)
     return state
 
@@ -136,7 +136,7 @@ def score(config: Config) -> dict[str, Any]:
             with session(config) as spark:
                 return _scored(config, result, run_frozen(spark, config))
         check_inputs(config, range(CANDIDATES + 1))
-        champion = find_champion(registry_of(config), config.run_dir / "champion", datetime.now(UTC))
+        champion = find_champion(registry_there(config), config.run_dir / "champion", datetime.now(UTC))
         checked = champion.checked_at.isoformat(timespec="seconds")
         with session(config) as spark:
             found = run_scoring(spark, config, champion.folder, champion.version, champion.stale, checked)

@@ -98,9 +98,9 @@ def _lineages(config: Config) -> list[dict[str, Any]]:
     """What the newest policies were learned from, and those that the registry's aliases name."""
     path = step_path(config, "train")
     found = [json.loads(path.read_text())["lineage"]] if path.exists() else []
+    versions = registry_of(config)
     # A registry that was never used is not made by looking into it.
-    if config.mlflow.tracking_uri is not None or (config.run_dir / "mlflow.db").exists():
-        versions = registry_of(config)
+    if versions.database is None or versions.database.exists():
         named = [alias for alias in ("champion", "challenger", "previous") if versions.alias(alias) is not None]
         found += [artifact.load(versions.load(alias)[0]).lineage for alias in named]
     return found

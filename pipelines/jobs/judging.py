@@ -25,7 +25,7 @@ from pipelines.jobs.steps import (
     left_by,
     lineage_of,
     policy_folder,
-    registry_of,
+    registry_there,
     session,
     step,
     step_path,
@@ -274,7 +274,8 @@ def explain(
     if policy is not None and policy not in known:
         found = ", ".join(known) or "none"
         raise InputError(f"--policy {policy}: no such policy (found: {found}); name one, or run `tactful train` first.")
-    folder, version = registry_of(config).load("champion") if policy is None else (policy_folder(config, policy), None)
+    named = (policy_folder(config, policy), None) if policy is not None else None
+    folder, version = named or registry_there(config).load("champion")
     told = explaining.explain_user(config, artifact.load(folder), user, decision, last, version)
     if as_json:
         print(json.dumps(told, indent=2, allow_nan=False))

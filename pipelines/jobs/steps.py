@@ -110,6 +110,18 @@ def registry_of(config: Config) -> Registry:
     return Registry(uri, config.mlflow.model, config.mlflow.experiment)
 
 
+def registry_there(config: Config) -> Registry:
+    """The registry, for a command that only asks it. Raises InputError where there is none: asking makes none."""
+    found = registry_of(config)
+    if found.database is not None and not found.database.exists():
+        key = "run_dir" if config.mlflow.tracking_uri is None else "mlflow.tracking_uri"
+        raise InputError(
+            f"{found.database}: no registry lies there; correct {key}, or register a policy first (`tactful train`, "
+            "`evaluate`, `promote`)."
+        )
+    return found
+
+
 def decision_of(config: Config, name: str = "") -> dict[str, float]:
     """How an artifact's outputs become probabilities before a volume fixes lambda; the cloned logging policy acts as
     itself."""

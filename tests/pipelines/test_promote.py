@@ -68,6 +68,25 @@ def versions(registry: Registry) -> list[str]:
     return [str(each.version) for each in found]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["rollback"], ["promote", "--version", "1"], ["explain", "u1"], ["score"]],
+    ids=["rollback", "promote", "explain", "score"],
+)
+def test_a_command_that_asks_a_registry_makes_none(words: list[str], path: Path, tmp_path: Path) -> None:
+    """In a folder that is not the run's, and with a database that is not the registry's."""
+    command, *more = words
+    elsewhere, database = tmp_path / "elsewhere", tmp_path / "other.db"
+    for key, value, place in (
+        ("run_dir", str(elsewhere), elsewhere / "mlflow.db"),
+        ("mlflow.tracking_uri", f"sqlite:///{database}", database),
+    ):
+        done = CliRunner().invoke(app, [command, str(path), *more, "--set", f"{key}={value}"])
+        assert isinstance(done.exception, InputError), done.output
+        assert f"{place}: no registry lies there; correct {key}" in str(done.exception)
+        assert not list(tmp_path.rglob("*.db*"))
+
+
 def test_a_refused_policy_leaves_the_champion_and_its_reasons(path: Path, config: Config, registry: Registry) -> None:
     done = tactful("promote", str(path))
     verdict = steps.left_by(config, "promote")["verdict"]["verdict"]
