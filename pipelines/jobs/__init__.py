@@ -86,7 +86,8 @@ def run(config: Config, rebuild: bool = False) -> dict[str, Any]:
             propensity(config)
         if config.train is not None:
             train(config)
-        evaluate(config)
+        # Where there is a verdict, the report ends with a table of its own.
+        evaluate(config, show=config.train is None)
         if config.train is not None:
             promote(config)
         if config.train is not None and config.data.candidates is not None:

@@ -48,10 +48,10 @@ TRUTH_SEED = 1_000_003
 """Added to the run's seed for the world whose truth is told."""
 
 
-def evaluate(config: Config, by_spark: bool = False) -> dict[str, Any]:
+def evaluate(config: Config, by_spark: bool = False, show: bool = True) -> dict[str, Any]:
     """Every policy by every estimator, on the data it was learned from; of a simulated log the true values beside.
 
-    Where nothing was trained, the policies of [evaluate.policies] on the newest transitions, and a table of them.
+    Where nothing was trained, the policies of [evaluate.policies] on the newest transitions. `show` prints a table.
     `by_spark` takes the users of one bucket at a time, on as many executors as there are, instead of all here at once.
     """
     trained = _trained(config)
@@ -65,7 +65,7 @@ def evaluate(config: Config, by_spark: bool = False) -> dict[str, Any]:
         def here(policies: list[Any], **judged: Any) -> dict[str, Any]:
             return evaluate_policies(transitions, policies, config.evaluate, config.gate, config.seed, **judged)
 
-        return _evaluate(config, trained, transitions, here, _tested(transitions))
+        return _told(_evaluate(config, trained, transitions, here, _tested(transitions)), show)
     with session(config) as spark, explained():
         log = Log.of(spark, config, lineage)
         sample = log.sample()
@@ -74,7 +74,13 @@ def evaluate(config: Config, by_spark: bool = False) -> dict[str, Any]:
         def on_spark(policies: list[Any], **judged: Any) -> dict[str, Any]:
             return evaluate_by_spark(log, sample, policies, folders, **judged)
 
-        return _evaluate(config, trained, sample, on_spark, log.tested, log.lineage())
+        return _told(_evaluate(config, trained, sample, on_spark, log.tested, log.lineage()), show)
+
+
+def _told(result: dict[str, Any], show: bool) -> dict[str, Any]:
+    for part in summaries.evaluation_tables(result["evaluation"]) if show else ():
+        console.print(part, highlight=False)
+    return result
 
 
 def _evaluate(
@@ -123,9 +129,6 @@ def _evaluate(
         result["logged_propensities"] = logged_calibration(transitions)
         if trained is None:
             result["lineage"] = lineage
-    if trained is None:
-        for part in summaries.evaluation_tables(found):
-            console.print(part, highlight=False)
     return result
 
 

@@ -137,5 +137,5 @@ def _fit(config: Config, name: str, loop: Loop, number: int) -> dict[str, Any]:
 
 
 def _evaluate(config: Config) -> dict[str, Any]:
-    left = evaluate(config)
+    left = evaluate(config, show=False)
     return {"verdict": judge(left["evaluation"], config.gate, left["tried"]) if config.gate.metrics else None}

@@ -22,6 +22,7 @@ from pipelines.config import Config, validate
 from pipelines.etl.units import feature_units
 from pipelines.jobs import acting, steps
 from pipelines.sections import STATE_FEATURES, Features
+from pipelines.summary import number
 from tests.models.registry.registries import aliases
 from tests.pipelines.test_etl_crash import toml
 from tests.pipelines.test_road import small
@@ -66,6 +67,18 @@ def judged_promote(*_: Any) -> dict[str, Any]:
 def versions(registry: Registry) -> list[str]:
     found = registry.client.search_model_versions(f"name = '{registry.model}'", order_by=["version_number ASC"])
     return [str(each.version) for each in found]
+
+
+def test_an_evaluation_of_what_was_learned_is_a_table_too(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    left = steps.left_by(config, "evaluate")["evaluation"]
+    found = jobs.evaluate(config)["evaluation"]
+    said = capsys.readouterr().out
+    for name in ("ddqn", "ddqn_cql", "never"):
+        for estimator in ("wpdis", "dr", "fqe"):
+            figure = found["policies"][name]["estimates"][estimator]["clicks"]
+            assert figure == left["policies"][name]["estimates"][estimator]["clicks"]
+            assert number(figure["estimate"], 4) in said
+    assert "effective users" in said
 
 
 @pytest.mark.parametrize(
