@@ -10,10 +10,10 @@ import typer
 from rich.console import Console
 
 from models.errors import TactfulError
-from pipelines.arguments import ConfigPath, Overrides, loaded
+from pipelines.arguments import Commands, ConfigPath, Overrides, loaded
 from pipelines.rewards.cli import app as rewards
 
-app = typer.Typer(
+app = Commands(
     name="tactful",
     help="Decides when a notification is worth sending: from a raw log to a gated, registered, scored policy.",
     no_args_is_help=True,
@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-abtest = typer.Typer(help="Plan an experiment, and read it.", no_args_is_help=True)
+abtest = Commands(help="Plan an experiment, and read it.", no_args_is_help=True)
 app.add_typer(abtest, name="abtest")
 app.add_typer(rewards, name="rewards")
 console = Console(stderr=True)

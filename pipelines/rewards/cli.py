@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pipelines.arguments import ConfigPath, Overrides, loaded
+from pipelines.arguments import Commands, ConfigPath, Overrides, loaded
 
-app = typer.Typer(help="Learn a reward: from preferences, a goal, or a judge.", no_args_is_help=True)
+app = Commands(help="Learn a reward: from preferences, a goal, or a judge.", no_args_is_help=True)
 
 
 @app.callback()
