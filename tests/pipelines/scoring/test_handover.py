@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from models.errors import InputError
+from pipelines import erase
 from pipelines.cli import app
 from pipelines.config import Config
 from pipelines.etl.features import DAY, HOUR
@@ -70,6 +71,23 @@ def test_it_is_the_night_as_the_table_has_it(folder: Path, tmp_path: Path) -> No
     assert sum(count for action, count in found.by_action.items() if action != "hold") == told["sends"] > 0
     assert (found.night, found.left_out) == (NIGHT, 0)
     assert [path.name for path in file.parent.iterdir()] == ["tonight.parquet"]
+
+
+def test_after_somebody_was_erased_the_night_waits_for_another_score(folder: Path, tmp_path: Path) -> None:
+    """The manifest is of the rows before: whether the others still hold, only a run that knows of the request says."""
+    config, file = configured(folder), tmp_path / "tonight.parquet"
+    erase.forget(config, ["u4"])
+    left = rows_of(config)
+    assert "c-u4" not in left
+    assert manifest(config).exists()
+    with pytest.raises(InputError, match=r"not of the rows .*users were erased since.*`tactful score` again") as told:
+        handover.hand_over(config, file, now=NOW)
+    assert told.value.exit_code == 2
+    assert not file.exists()
+    # The candidates still have them; nobody decides about them.
+    assert score(config)["forgotten"] == 2
+    handover.hand_over(config, file, now=NOW)
+    assert [row["candidate_id"] for row in given(file)] == sorted(left)
 
 
 def test_csv_says_what_parquet_says(folder: Path, tmp_path: Path) -> None:
