@@ -134,6 +134,40 @@ def test_a_log_larger_than_memory_may_be_goes_the_whole_road(made: Path, tmp_pat
     assert jobs.promote(config)["verdict"] in {"PROMOTE", "REFUSE", "INCONCLUSIVE"}
 
 
+class Asked(Exception):
+    """Training was asked for."""
+
+
+@pytest.mark.parametrize(
+    ("changed", "same"),
+    [
+        ({"mlflow": {"experiment": "another"}}, True),
+        ({"policy": {"exploration": 0.3}}, False),
+        ({"policy": {"volume": 0.5}}, False),
+        ({"evaluate": {"per": "decision"}}, False),
+    ],
+)
+def test_a_checkpoint_belongs_to_how_policies_act_and_are_judged(
+    made: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], same: bool
+) -> None:
+    """Which settings those are the job tells the trainer; a checkpoint that knows others is not taken up."""
+
+    def told(tree_of: dict[str, Any]) -> str:
+        given: dict[str, Any] = {}
+
+        def asked(*_: Any, **named: Any) -> None:
+            given.update(named)
+            raise Asked
+
+        monkeypatch.setattr("pipelines.jobs.learning.fit_policies", asked)
+        with pytest.raises(Asked):
+            jobs.train(validate(tree_of, "step.toml"))
+        return str(given["judged_by"])
+
+    plain = tree(made, "run")
+    assert (told(plain) == told({**plain, **changed})) is same
+
+
 @pytest.mark.parametrize("written", [True, False])
 def test_what_one_process_wrote_before_another_failed_is_no_success(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spark: SparkSession, written: bool
