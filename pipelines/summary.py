@@ -11,6 +11,10 @@ from rich.text import Text
 COLOUR = {"PROMOTE": "green", "REFUSE": "red", "INCONCLUSIVE": "yellow"}
 ON_POLICY = "on_policy"
 UNTRUSTED = " †"
+WEIGHED = ("wpdis", "pdis", "ips")
+"""Estimators without a model."""
+SEEN = 0.0005
+"""An estimate from here on is not shown as 0."""
 SHOWN_ACTIONS = 5
 """Actions whose calibration the terminal shows."""
 
@@ -109,10 +113,27 @@ def evaluation_tables(evaluation: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def notes(evaluation: Mapping[str, Any]) -> list[str]:
-    """What the intervals resample where it is not users, and the evaluation's warnings."""
+    """What intervals resample where it is not users, what `never` is said to send, and the evaluation's warnings."""
     rows = evaluation.get("clusters") == "rows"
     told = ["The log has no users that come back: every row is a cluster of its own, and intervals resample rows."]
-    return [*(told if rows else []), *(evaluation.get("warnings") or [])]
+    return [*(told if rows else []), *_impossible(evaluation), *(evaluation.get("warnings") or [])]
+
+
+def _impossible(evaluation: Mapping[str, Any]) -> list[str]:
+    """Sends of the policy that never sends: estimates of what is known to be 0 show how far off a model is."""
+    estimates = evaluation["policies"].get("never", {}).get("estimates", {})
+    sends = {name: each["sends"]["estimate"] for name, each in estimates.items() if "sends" in each}
+    # Weights alone are 0 exactly where no row that it follows was a send; where `hold` may be illegal some are.
+    if not any(sends.get(name) == 0 for name in WEIGHED):
+        return []
+    off = [f"{name} {number(value, 4)}" for name, value in sends.items() if value is not None and abs(value) >= SEEN]
+    if not off:
+        return []
+    return [
+        f"never sends nothing, so that any sends it is said to have are error ({', '.join(off)} "
+        f"{evaluation['unit']}): of the fitted value functions, which the interval of fqe leaves out. Shown as "
+        "estimated and not clipped: the same error is in figures whose truth nobody knows."
+    ]
 
 
 def _figure(found: Mapping[str, Any]) -> str:
