@@ -1,5 +1,6 @@
 """A plan and a reading of an experiment in the terminal."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,7 +51,7 @@ def plan_words(found: Mapping[str, Any]) -> list[str]:
             f"The log has {found['exist']:,} users: too few. Plan a later last look, a larger effect or fewer goals."
         )
     else:
-        lines.append("No new users come in the log's last week: they are never enough. Plan a larger effect.")
+        lines += _fixed_cohort(found)
     if found["planned_on"]["days"] < found["horizon_days"]:
         lines.append(
             f"The log has room for {found['planned_on']['days']:g} of {found['horizon_days']:g} days: a longer watch "
@@ -61,6 +62,23 @@ def plan_words(found: Mapping[str, Any]) -> list[str]:
     if found["method"] == "always_valid":
         lines += ["", "[abtest]", f"users = {found['users']}"]
     return lines
+
+
+def _fixed_cohort(found: Mapping[str, Any]) -> list[str]:
+    """What to do where the users of the log are all there will ever be, and too few."""
+    name = found["decided_by"]
+    row = found["metrics"][name]
+    key = "effect" if row["role"] == "goal" else "margin"
+    # Two digits, rounded up: a little less than it can show would ask for a little more than there are.
+    unit = 10.0 ** (math.floor(math.log10(row["detectable"])) - 1)
+    shown = math.ceil(row["detectable"] / unit) * unit
+    return [
+        f"No new users come in the log's last week: its {found['exist']:,} users are a fixed cohort, and too few.",
+        f"• All of them together can show {name} with {key} = {shown:.2g}: plan that, or fewer goals.",
+        f"• A longer abtest.window_days (now {found['horizon_days']:g}) leaves less noise; so does method = "
+        '"looks", where all enrol at once and count until the last look.',
+        "• Where users will join whom the log does not show, say how many a day: abtest.users_per_day.",
+    ]
 
 
 def read_table(found: Mapping[str, Any]) -> Group:

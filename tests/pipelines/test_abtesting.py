@@ -18,6 +18,7 @@ from models.errors import InputError
 from models.table import Shards
 from pipelines import jobs
 from pipelines import simulate as lake
+from pipelines.abtest_tables import plan_words
 from pipelines.abtesting import Span, run_plan, run_read
 from pipelines.cli import app
 from pipelines.config import Config, validate
@@ -368,6 +369,30 @@ def test_a_plan_from_the_log_is_what_its_weeks_say(folder: Path) -> None:
     assert visits["days"] == int(np.ceil(visits["users"] / 50)) + 7
     # The log's users are those of its first day: the plan never has more.
     assert run_plan(settings(folder, method="always_valid"))["metrics"]["clicks"]["days"] is None
+
+
+@pytest.mark.parametrize(("decided", "key"), [("clicks", "margin"), ("sends", "effect")])
+def test_a_plan_for_a_fixed_cohort_says_what_it_can_show(decided: str, key: str) -> None:
+    """Of 16 times as many users as there are the effect is a quarter: 4 * 0.0203 = 0.0812, rounded up."""
+    row = {"users": 16_000, "days": None, "detectable": 0.0812}
+    found = {
+        "users": 16_000,
+        "users_by_arm": {"logging": 8_000, "quiet": 8_000},
+        "decided_by": decided,
+        "metrics": {"sends": {**row, "role": "goal"}, "clicks": {**row, "role": "guardrail"}},
+        "days": None,
+        "method": "always_valid",
+        "exist": 1_000,
+        "planned_on": {"days": 7.0},
+        "horizon_days": 7.0,
+        "without_cuped": None,
+    }
+    words = "\n".join(plan_words(found))
+    assert "its 1,000 users are a fixed cohort" in words
+    assert f"can show {decided} with {key} = 0.082: plan that" in words
+    assert "abtest.window_days (now 7)" in words
+    assert "abtest.users_per_day" in words
+    assert "fixed cohort" not in "\n".join(plan_words({**found, "days": 40}))
 
 
 # Bad input
