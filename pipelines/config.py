@@ -260,6 +260,10 @@ class Config(Section):
 
     def etl_hash(self) -> str:
         """Fingerprint of everything that decides what a transition is."""
+        return hashlib.sha256(json.dumps(self.etl_settings(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def etl_settings(self) -> dict[str, Any]:
+        """Everything that decides what a transition is, plain for JSON."""
         parts = self.model_dump(mode="json", include={"actions", "data", "features", "constraints", "etl"})
         parts["rewards"] = self.logged_rewards
         for key in ("as_of", "watermark", "known_gaps", "max_quarantined"):
@@ -269,7 +273,7 @@ class Config(Section):
         for dataset in parts["data"].values():
             if dataset:
                 dataset.pop("path")
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        return parts
 
 
 def _check_called(key: str, names: Iterable[str], usual: tuple[str, ...] = ()) -> None:

@@ -18,6 +18,7 @@ from models.errors import InputError
 from pipelines.config import Config
 from pipelines.etl import store
 from pipelines.etl.hashing import bucket_of, xxhash64
+from pipelines.etl.settings import changes, check_settings
 from policies.constraints import legal_actions
 from policies.explain import Explanation, explain, in_words, number
 
@@ -67,10 +68,10 @@ def _check(artifact: Artifact, config: Config) -> None:
             raise InputError(
                 f"the policy was made for {what} {', '.join(theirs)}, the transitions have {', '.join(ours)}; {remedy}."
             )
-    theirs, ours = artifact.lineage.get("etl_hash"), config.etl_hash()
-    if theirs != ours:
+    theirs = artifact.lineage.get("etl_hash")
+    if theirs != config.etl_hash():
         raise InputError(
-            f"the policy learned from states of another ETL configuration (etl hash {theirs}, now {ours}); {remedy}."
+            f"the policy learned from states of another ETL configuration ({changes(config, theirs)}); {remedy}."
         )
 
 
@@ -81,7 +82,7 @@ def _rows_of(config: Config, user: str) -> tuple[list[dict[str, Any]], int]:
     if table is None:
         raise InputError(f"{path}: no transitions table; run the ETL first (`tactful etl CONFIG`).")
     # Also what says that the user's bucket is found by today's number of buckets.
-    store.check_hash(path, config.etl_hash(), rebuild=False)
+    check_settings(config)
     dataset = table.to_pyarrow_dataset()
     bucket = int(bucket_of(xxhash64(pa.array([user])), config.etl.buckets)[0])
     columns = [*PLAIN, *(STATE_PREFIX + name for name in config.contract.features)]

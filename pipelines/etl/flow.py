@@ -59,6 +59,7 @@ from pipelines.etl.schemas import (
     quarantine_layout,
     transitions_layout,
 )
+from pipelines.etl.settings import check_settings, keep_settings
 from pipelines.etl.sources import Source, open_sources
 from pipelines.etl.staging import Staged, new_run
 from pipelines.etl.window import FACTS, Window, from_the_first, open_window
@@ -111,7 +112,7 @@ def run_etl(spark: SparkSession, config: Config, rebuild: bool = False, days: Da
     quarantined shares, propensities), TransientError (another writer was faster), TactfulError where the conservation
     law is broken.
     """
-    store.check_hash(config.transitions_path, config.etl_hash(), rebuild)
+    check_settings(config, rebuild)
     with explained():
         return _run(spark, config, rebuild, days)
 
@@ -188,6 +189,7 @@ def _finish(run: "Run", arrivals: Arrivals, made: "Made") -> Report:
         if held != rows[TRANSITIONS]["rows"]:
             raise TactfulError(f"{TRANSITIONS}: {held} rows in its files, {rows[TRANSITIONS]['rows']} were made.")
         logger.info("transitions: about to commit %d rows", held)
+        keep_settings(config)
         version = run.commit(TRANSITIONS, made, {store.ETL_HASH: config.etl_hash(), FACTS: window.facts.as_text()})
         logger.info("transitions: version %d committed", version)
         fingerprint = store.fingerprint(DeltaTable(config.transitions_path))

@@ -22,19 +22,6 @@ from pipelines.etl.staging import Staged
 ETL_HASH = "etl_hash"
 
 
-def check_hash(table: Path, etl_hash: str, rebuild: bool) -> None:
-    """Raise InputError where the table was made by another configuration and `rebuild` is not asked for."""
-    base = opened(table)
-    if rebuild or base is None:
-        return
-    found = fact(base, ETL_HASH)
-    if found != etl_hash:
-        raise InputError(
-            f"{table}: its rows were made by another configuration (etl hash {found}, now {etl_hash}); run the ETL "
-            "with --rebuild to replace them, or give `run_dir` another folder."
-        )
-
-
 def opened(table: Path) -> DeltaTable | None:
     """The table as it stands, None where there is none yet."""
     return DeltaTable(table) if DeltaTable.is_deltatable(str(table)) else None

@@ -28,6 +28,7 @@ from pipelines.etl.features import HOUR
 from pipelines.etl.flow import explained
 from pipelines.etl.plans import as_of, make_plan, text_of
 from pipelines.etl.schemas import CANDIDATES
+from pipelines.etl.settings import changes
 from pipelines.etl.sources import Source, open_sources
 from pipelines.etl.staging import new_run
 from pipelines.scoring import freeze, manifest
@@ -208,10 +209,10 @@ def _check_contract(champion: artifact.Artifact, config: Config) -> None:
                 f"the champion was made for {what} {', '.join(theirs)}, the configuration has {', '.join(ours)}; "
                 "train and promote a policy with this configuration, or score with the champion's."
             )
-    theirs, ours = champion.lineage.get("etl_hash"), config.etl_hash()
-    if theirs != ours:
+    theirs = champion.lineage.get("etl_hash")
+    if theirs != config.etl_hash():
         raise InputError(
-            f"the champion learned from states of another ETL configuration (etl hash {theirs}, now {ours}); train and "
+            f"the champion learned from states of another ETL configuration ({changes(config, theirs)}); train and "
             "promote a policy with this configuration, or score with the champion's."
         )
 
