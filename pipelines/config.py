@@ -268,11 +268,12 @@ class Config(Section):
         parts["rewards"] = self.logged_rewards
         for key in ("as_of", "watermark", "known_gaps", "max_quarantined"):
             parts["etl"].pop(key)
-        # Where a dataset lies, and what could be sent tonight, decide no transition.
+        # Where a dataset lies, what separates its columns, and what could be sent tonight decide no transition.
         parts["data"].pop("candidates")
         for dataset in parts["data"].values():
             if dataset:
                 dataset.pop("path")
+                dataset.pop("separator")
         return parts
 
 

@@ -60,9 +60,12 @@ class Dataset(Section):
     """Where one raw dataset lies and how its columns are called there."""
 
     path: Path
-    """A Parquet folder or file, or a CSV file; a relative path is relative to the working directory."""
-    format: Literal["parquet", "csv"] | None = None
-    """By the suffix where absent (.csv and .csv.gz are CSV, all else Parquet)."""
+    """A file, or a folder of files at any depth; a relative path is relative to the working directory."""
+    format: Literal["parquet", "csv", "json"] | None = None
+    """By the suffix where absent: .csv is CSV, .json, .jsonl and .ndjson an object a line, each also followed by .gz;
+    all else, and a folder, is Parquet."""
+    separator: str = Field(",", min_length=1, max_length=1)
+    """Between the columns of CSV."""
     where: str | None = None
     """A Spark SQL condition over the log's columns: rows that do not meet it are not read."""
     columns: dict[str, str] = Field(default_factory=dict)

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from models.errors import InputError
 from pipelines.config import Config
 from pipelines.etl import features as etl
+from pipelines.etl.files import format_of
 from pipelines.sections import Dataset
 from policies.base import Policy
 from policies.behaviour import ACTIONS, KINDS, SimulatorConfig
@@ -198,7 +199,7 @@ def _world_of(config: Config) -> SimulatorConfig:
 
 
 def _folder(name: str, dataset: Dataset) -> Path:
-    if dataset.format == "csv" or (dataset.format is None and dataset.path.name.endswith((".csv", ".csv.gz"))):
+    if (dataset.format or format_of(dataset.path.name) or "parquet") != "parquet":
         raise InputError(f"data.{name}.path is {dataset.path}; a simulated dataset is a Parquet folder: name a folder.")
     return dataset.path
 

@@ -33,7 +33,7 @@ class NamedPolicy:
     path: Path | None = None
     """logged: that log, as data.decisions has its own; so are format, where and columns, which default to those of
     data.decisions."""
-    format: Literal["parquet", "csv"] | None = None
+    format: Literal["parquet", "csv", "json"] | None = None
     where: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
     by: tuple[str, ...] = ()

@@ -36,7 +36,7 @@ def check_columns(key: str, dataset: Dataset, columns: list[Wanted]) -> None:
     there: dict[str, None] = {}
     lower: set[str] = set()
     for file, _ in placed(key, dataset.path.resolve()):
-        found = _header(key, file, format_of(dataset))
+        found = _header(key, file, dataset)
         if found is None:
             return
         there |= dict.fromkeys([*found, *PARTITION.findall(file)])
@@ -62,9 +62,9 @@ def _is_column(expression: str) -> bool:
     return IDENTIFIER.fullmatch(expression) is not None and word not in WORDS and not word.startswith("current_")
 
 
-def _header(key: str, file: str, form: str) -> list[str] | None:
+def _header(key: str, file: str, dataset: Dataset) -> list[str] | None:
     """The names of the columns of one file; None where only Spark can tell."""
-    if form == "parquet":
+    if format_of(dataset) == "parquet":
         return list(read_footer(key, file).schema_arrow.names)
     if not file.endswith((".csv", ".csv.gz")):
         return None
@@ -72,7 +72,7 @@ def _header(key: str, file: str, form: str) -> list[str] | None:
     try:
         # As Spark reads it: a mark of the encoding is no letter, and blank lines come before no header.
         with opener(file, "rt", encoding="utf-8-sig", errors="replace", newline="") as lines:
-            first = next((row for row in csv.reader(lines) if "".join(row).strip()), [])
+            first = next((row for row in csv.reader(lines, delimiter=dataset.separator) if "".join(row).strip()), [])
     except (OSError, EOFError, csv.Error):
         return None
     return [name or f"_c{place}" for place, name in enumerate(first)]

@@ -18,6 +18,7 @@ from pipelines.etl.schemas import ARROW, NUMBER, TEXT, TEXTS, TIME, Wanted
 
 EPOCH = date(1970, 1, 1)
 DAY_FOLDER = re.compile(r"(?:^|/)ds=(\d{4}-\d{2}-\d{2})/")
+SUFFIXES = {"csv": (".csv",), "json": (".json", ".jsonl", ".ndjson")}
 TASK_BYTES = 1 << 27
 """Compressed bytes of Parquet that one task reads at most, but for single row groups larger than that."""
 
@@ -141,9 +142,17 @@ def read_footer(key: str, name: str) -> pq.ParquetFile:
         with pq.ParquetFile(name) as found:
             return found
     except (pa.ArrowException, OSError) as error:
+        other = format_of(name)
+        remedy = f'say {key}.format = "{other}"' if other else "deliver it again, or remove it"
         raise InputError(
-            f"{key}: {name} is no readable Parquet file ({str(error).splitlines()[0]}); deliver it again, or remove it."
+            f"{key}: {name} is no readable Parquet file ({str(error).splitlines()[0]}); {remedy}."
         ) from None
+
+
+def format_of(name: str) -> str | None:
+    """csv or json, by the suffix of a file's name, which may be followed by .gz; None of another."""
+    plain = name.removesuffix(".gz")
+    return next((kind for kind, suffixes in SUFFIXES.items() if plain.endswith(suffixes)), None)
 
 
 def mentions(expression: str, column: str) -> bool:

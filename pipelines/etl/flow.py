@@ -44,7 +44,7 @@ from pipelines.etl.buckets import (
 from pipelines.etl.counts import Report, conserve, count
 from pipelines.etl.features import DAY
 from pipelines.etl.offenders import Offence
-from pipelines.etl.plans import as_of, max_lateness, text_of
+from pipelines.etl.plans import as_of, make_plan, max_lateness, text_of
 from pipelines.etl.profile import merge
 from pipelines.etl.progress import watched
 from pipelines.etl.schemas import (
@@ -62,6 +62,7 @@ from pipelines.etl.schemas import (
 from pipelines.etl.settings import check_settings, keep_settings
 from pipelines.etl.sources import Source, open_sources
 from pipelines.etl.staging import Staged, new_run
+from pipelines.etl.unusable import check_usable
 from pipelines.etl.window import FACTS, Window, from_the_first, open_window
 
 logger = logging.getLogger("tactful.etl")
@@ -122,6 +123,8 @@ def _run(spark: SparkSession, config: Config, rebuild: bool, days: Days | None) 
     with clock("read_days"):
         arrived_in = open_sources(spark, config, codes, days)
         arrivals = read_arrivals(spark, arrived_in, as_of(config), max_lateness(config), days)
+        if days is None:
+            check_usable(spark, arrived_in, arrivals, make_plan(config, 0, 0))
         days = from_the_first(days, arrivals) if days is not None else None
         window = open_window(config, arrivals, days, None if rebuild else bases[TRANSITIONS], bases[CONSENT])
         sources = arrived_in if window.days == days else open_sources(spark, config, codes, window.days)

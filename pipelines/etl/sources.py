@@ -5,6 +5,7 @@ cannot be cast becomes null and is told in `found`. Local Parquet whose columns 
 read by Arrow in the tasks themselves: the rows then never leave the JVM one by one, since they never enter it.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -120,15 +121,18 @@ def check_dataset(key: str, dataset: Dataset, columns: list[Wanted]) -> None:
 
 def absent(key: str, dataset: Dataset, name: str, there: Iterable[str]) -> InputError:
     """The error of a needed column that is not among those that are there."""
-    return InputError(
-        f"{key}: no column {name!r} in {dataset.path}; map it in {key}.columns{suggest(name, list(there))}."
-    )
+    named = list(there)
+    other = next((each for each in ";\t|," if each != dataset.separator and each in named[0]), None) if named else None
+    if format_of(dataset) == "csv" and len(named) == 1 and other is not None:
+        return InputError(
+            f"{key}: {dataset.path} has one column, {named[0]!r}; set {key}.separator = {json.dumps(other)}."
+        )
+    return InputError(f"{key}: no column {name!r} in {dataset.path}; map it in {key}.columns{suggest(name, named)}.")
 
 
 def format_of(dataset: Dataset) -> str:
-    """parquet or csv: as configured, else by the suffix."""
-    name = dataset.path.name
-    return dataset.format or ("csv" if name.endswith((".csv", ".csv.gz")) else "parquet")
+    """parquet, csv or json: as configured, else by the suffix."""
+    return dataset.format or files.format_of(dataset.path.name) or "parquet"
 
 
 def _mentioned(dataset: Dataset, columns: list[Wanted]) -> Callable[[str], bool]:
@@ -213,7 +217,10 @@ def _spark_kind(kind: pa.DataType) -> pa.DataType:
 def _load(spark: SparkSession, key: str, dataset: Dataset, schema: StructType | None) -> DataFrame:
     try:
         if format_of(dataset) == "csv":
-            return spark.read.csv(str(dataset.path), header=True, enforceSchema=False, escape='"')
+            separator = dataset.separator
+            return spark.read.csv(str(dataset.path), header=True, enforceSchema=False, escape='"', sep=separator)
+        if format_of(dataset) == "json":
+            return spark.read.json(str(dataset.path))
         reader = spark.read if schema is None else spark.read.schema(schema)
         return reader.parquet(str(dataset.path))
     except AnalysisException as error:
@@ -237,11 +244,11 @@ def _source(key: str, dataset: Dataset, column: Wanted, raw: DataFrame) -> Colum
     """The column's expression, checked against the dataset; None where an optional column is absent."""
     expression = dataset.columns.get(column.name)
     if expression is None:
-        if column.name in raw.columns:
-            return F.col(quoted(column.name))
-        if column.required:
-            raise absent(key, dataset, column.name, raw.columns)
-        return None
+        if column.name not in raw.columns:
+            if column.required:
+                raise absent(key, dataset, column.name, raw.columns)
+            return None
+        expression = quoted(column.name)
     try:
         source = F.expr(expression)
         kind = raw.select(source.alias("value")).schema["value"].dataType

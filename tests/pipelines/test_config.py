@@ -211,6 +211,7 @@ def test_the_etl_hash_names_what_decides_a_transition_and_nothing_else() -> None
         ("etl.as_of", "2026-02-01", True),
         ("etl.known_gaps", '["2026-01-07"]', True),
         ("data.decisions.path", "/elsewhere", True),
+        ("data.decisions.separator", ";", True),
         ("data.candidates.path", "/tonight", True),
         ("train.steps", "5", True),
         ("etl.lookback_days", "14", False),

@@ -234,7 +234,23 @@ def write_csv(folder: Path, **columns: list[str] | None) -> None:
         ({}, {"data__decisions__columns": {"propensitty": "0.5"}}, ["'propensitty'", "did you mean 'propensity'"]),
         ({}, {"data__decisions__columns": {"legal_actions": "action"}}, ["legal_actions", "a list of texts", "split("]),
         ({name: [] for name in RAW}, {}, ["data.decisions", "no rows"]),
-        ({"decided_at": ["soon"] * 3}, {}, ["none of its 3 rows", "time"]),
+        (
+            {"decided_at": ["soon", "2024-01-02 10:00:00", "soon"], "user_id": ["u", "", "w"]},
+            {},
+            [
+                "none of its 3 rows can be used",
+                "missing_decided_at 2, missing_user_id 1",
+                "found decided_at=soon:",
+                "as a UTC timestamp",
+                "data.decisions.columns",
+            ],
+        ),
+        (
+            {"decided_at": ["2000-01-02"] * 3},
+            {"data__decisions__columns": {"logged_at": "timestamp_seconds(1700000000000)"}},
+            ["clock_ahead 3", "found decided_at 2000-01-02T00:00:00.000000, logged_at 55840-11-", "clock"],
+        ),
+        ({"legal_actions": ["hold|send"] * 3}, {}, ["columns.legal_actions", "is string", "split(`legal_actions`, "]),
         (
             {"decided_at": ["2024-01-01", "2024-01-02", "2024-01-05"]},
             {},
@@ -260,3 +276,27 @@ def test_unusable_input_stops_the_run(
     for word in words:
         assert word in str(caught.value)
     assert not (tmp_path / "run" / "transitions").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "words"),
+    [
+        ("decisions.csv", "decision_id;user_id\na;u\n", ['data.decisions.separator = ";"', "'decision_id;user_id'"]),
+        ("decisions.csv", "decision_id\tuser_id\na\tu\n", ['data.decisions.separator = "\\t"']),
+        ("decisions/part.csv", "decision_id,user_id\na,u\n", ['data.decisions.format = "csv"']),
+        ("decisions/part.jsonl.gz", "{}\n", ['data.decisions.format = "json"']),
+        ("decisions.xlsx", "PK", ["no readable Parquet file", "deliver it again"]),
+        ("decisions.jsonl", '{"decision_id": "a"}\n', ["no column 'user_id'", "(known: decision_id)"]),
+    ],
+)
+def test_files_of_another_kind_say_which_key_reads_them(
+    spark: SparkSession, tmp_path: Path, place: str, content: str, words: list[str]
+) -> None:
+    path = tmp_path / place
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    where = path.parent if path.parent != tmp_path else path
+    with pytest.raises(InputError) as caught:
+        run_etl(spark, configured(tmp_path, data__decisions__path=str(where)))
+    for word in words:
+        assert word in str(caught.value)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -186,6 +187,32 @@ def test_a_column_of_another_name_is_still_read_plainly(spark: SparkSession, tmp
     same(read(spark, config), read(spark, configured(tmp_path / "usual")))
 
 
+def as_lines(table: pa.Table) -> str:
+    """An object a line, lists as lists, times as ISO text, what is null left out."""
+    rows = ({name: value for name, value in row.items() if value is not None} for row in table.to_pylist())
+    return "".join(json.dumps(row, default=lambda moment: moment.isoformat()) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_an_object_a_line_is_read_to_the_same_table(spark: SparkSession, tmp_path: Path, folder: bool) -> None:
+    (tmp_path / "usual").mkdir()
+    write(RAW["decisions"], tmp_path / "usual")
+    path = tmp_path / "lines" / "part.jsonl" if folder else tmp_path / "decisions.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(as_lines(RAW["decisions"]))
+    said = {"path": str(path.parent), "format": "json"} if folder else {"path": str(path)}
+    same(read(spark, configured(tmp_path, decisions=said)), read(spark, configured(tmp_path / "usual")))
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_csv_may_have_another_separator(spark: SparkSession, tmp_path: Path, separator: str) -> None:
+    (tmp_path / "usual").mkdir()
+    write(RAW["events"], tmp_path / "usual", "events")
+    (tmp_path / "events.csv").write_text(as_csv(RAW["events"], separator))
+    said = {"path": str(tmp_path / "events.csv"), "separator": separator}
+    same(read(spark, configured(tmp_path, events=said), EVENTS), read(spark, configured(tmp_path / "usual"), EVENTS))
+
+
 def lacking(table: pa.Table, part: int, folder: Path) -> list[str]:
     """Three files, one of which has no propensities; what must be read of them, as texts in order."""
     wanted: list[Any] = []
@@ -321,10 +348,10 @@ def test_csv_and_parquet_of_the_same_rows_give_the_same_table(
     assert quarantined(texts) == quarantined(config)
 
 
-def as_csv(table: pa.Table) -> str:
+def as_csv(table: pa.Table, separator: str = ",") -> str:
     """Times to the microsecond, lists joined by commas, everything quoted that must be, nulls left out."""
     text = io.StringIO()
-    writer = csv.writer(text)
+    writer = csv.writer(text, delimiter=separator)
     writer.writerow(table.column_names)
     for row in table.to_pylist():
         writer.writerow([as_text(value) for value in row.values()])

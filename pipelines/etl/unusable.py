@@ -1,0 +1,75 @@
+"""Why no row of a dataset is in order: the first thing that goes wrong with a log whose times are not mapped yet."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.errors import InputError
+from pipelines.etl.arrivals import Arrivals
+from pipelines.etl.blocks import Batches
+from pipelines.etl.marks import REMEDIES, Marks, Plan, mark_times
+from pipelines.etl.schemas import DECISIONS, EVENTS, NAMES
+
+if TYPE_CHECKING:
+    # Workers import this module for its kernel, and need neither.
+    from pyspark.sql import SparkSession
+
+    from pipelines.etl.sources import Source
+
+IDS = {DECISIONS: ("decision_id", "decided_at"), EVENTS: ("event_id", "occurred_at")}
+READ = ["user_id", "row_id", "at", "logged", "found"]
+SCHEMA = pa.schema([("reason", pa.string()), ("rows", pa.int64()), ("example", pa.string())])
+
+
+def check_usable(spark: "SparkSession", sources: Iterable["Source"], arrivals: Arrivals, plan: Plan) -> None:
+    """Raise InputError where decisions or events have rows and none is in order: reasons, an example and the remedy."""
+    for source in sources:
+        days = arrivals[source.code]
+        if source.code not in IDS or not any(day.rows for day in days) or any(day.good for day in days):
+            continue
+        found = source.over(spark, _reasons(source.code, plan), SCHEMA, READ).toArrow().to_pylist()
+        counts: Counter[str] = Counter()
+        for row in found:
+            counts[row["reason"]] += row["rows"]
+        commonest, _ = counts.most_common(1)[0]
+        example = next(row["example"] for row in found if row["reason"] == commonest)
+        listed = ", ".join(f"{reason} {rows}" for reason, rows in counts.most_common())
+        key = f"data.{NAMES[source.code]}"
+        raise InputError(
+            f"{key}: none of its {counts.total()} rows can be used: {listed}; found {example}: {REMEDIES[commonest]}, "
+            f"or turn what stands there into one in {key}.columns (docs/your-log.md)."
+        )
+
+
+def _reasons(code: int, plan: Plan) -> Callable[[Batches], Batches]:
+    row_id, time = IDS[code]
+
+    def run(batches: Batches) -> Batches:
+        for batch in batches:
+            table = pa.Table.from_batches([batch])
+            marks = Marks(table.num_rows)
+            mark_times(marks, table, plan, row_id, time)
+            reasons = marks.reasons()
+            found = [
+                (reason.as_py(), int(pc.sum(pc.equal(reasons, reason)).as_py()), _example(table, reasons, reason, time))
+                for reason in pc.unique(reasons)
+                if reason.is_valid
+            ]
+            yield pa.RecordBatch.from_pylist([dict(zip(SCHEMA.names, row, strict=True)) for row in found], SCHEMA)
+
+    return run
+
+
+def _example(table: pa.Table, reasons: pa.Array, reason: pa.Scalar, time: str) -> str:
+    """What could not be read of the first such row, else its times."""
+    row = table.slice(pc.index(reasons, reason).as_py(), 1).to_pylist()[0]
+    # A clock can be further ahead than Python's dates reach.
+    times = ", ".join(
+        f"{name} {'null' if at is None else np.datetime64(at, 'us')}"
+        for name, at in ((time, row["at"]), ("logged_at", row["logged"]))
+    )
+    return str(row["found"] or times)
