@@ -121,3 +121,21 @@ class _Tally:
             "forgotten": self.forgotten,
             "by_reason": dict(sorted((name, rows) for name, rows in self.reasons.items() if rows)),
         }
+
+
+def in_words(rows: Report) -> str:
+    """A line for each dataset and one for the transitions, for a terminal."""
+    lines = []
+    for name in [each for each in NAMES if each in rows]:
+        found = rows[name]
+        reasons = sorted(found["by_reason"].items(), key=lambda item: -item[1])
+        why = f" ({', '.join(f'{reason} {count:,}' for reason, count in reasons)})" if reasons else ""
+        left_out = f", {found['forgotten']:,} forgotten" if found["forgotten"] else ""
+        lines.append(
+            f"{name}: {found['read']:,} read, {found['kept']:,} kept, {found['exact_duplicates']:,} exact duplicates, "
+            f"{found['quarantined']:,} quarantined{why}{left_out}"
+        )
+    made = rows["transitions"]
+    usable = ", ".join(f"{made[flag]:,} {flag.replace('_', '-')}" for flag in FLAGS[1:])
+    lines.append(f"transitions: {made['rows']:,} rows, {made['unusable']:,} of them unusable; {usable}")
+    return "\n".join(lines)

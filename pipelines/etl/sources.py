@@ -189,6 +189,9 @@ def _through_spark(
             if column.name == "propensity":
                 # What cannot be read is not unknown: NaN lies outside (0, 1] and is quarantined for it.
                 value = F.when(unread, F.lit(float("nan"))).otherwise(value)
+        elif there and column.kind == TIME and (read := _read_by(dataset, column, raw)):
+            # An expression that gives no time does not say what it was given.
+            losses.append(F.when(value.isNull(), F.nullif(F.concat_ws(", ", *read), F.lit(""))))
         picked.append(value.alias(column.column))
     found = F.nullif(F.concat_ws("; ", *losses), F.lit("")) if losses else F.lit(None).cast(TEXT)
     try:
@@ -215,14 +218,15 @@ def _spark_kind(kind: pa.DataType) -> pa.DataType:
 
 
 def _load(spark: SparkSession, key: str, dataset: Dataset, schema: StructType | None) -> DataFrame:
+    # Spark's own working directory is that in which its JVM was started.
+    path = str(dataset.path.resolve())
     try:
         if format_of(dataset) == "csv":
-            separator = dataset.separator
-            return spark.read.csv(str(dataset.path), header=True, enforceSchema=False, escape='"', sep=separator)
+            return spark.read.csv(path, header=True, enforceSchema=False, escape='"', sep=dataset.separator)
         if format_of(dataset) == "json":
-            return spark.read.json(str(dataset.path))
+            return spark.read.json(path)
         reader = spark.read if schema is None else spark.read.schema(schema)
-        return reader.parquet(str(dataset.path))
+        return reader.parquet(path)
     except AnalysisException as error:
         raise InputError(f"{key}.path: {dataset.path} cannot be read: {_first_line(error)}") from None
 
@@ -263,6 +267,13 @@ def _source(key: str, dataset: Dataset, column: Wanted, raw: DataFrame) -> Colum
             f"split({expression}, ',') or array(...)."
         )
     return source
+
+
+def _read_by(dataset: Dataset, column: Wanted, raw: DataFrame) -> list[Column]:
+    """`name=value` of each of the log's columns that the expression of a mapped column names; null where it is."""
+    expression = dataset.columns.get(column.name, "")
+    names = [name for name in raw.columns if name != expression and files.mentions(expression, name)]
+    return [F.concat(F.lit(f"{name}="), F.col(quoted(name)).cast(TEXT)) for name in names]
 
 
 def _cast(source: Column, column: Wanted) -> Column:

@@ -9,6 +9,7 @@ from pipelines import erase
 from pipelines import vacuum as retention
 from pipelines.config import Config
 from pipelines.estimation import in_words, run_propensity
+from pipelines.etl import counts
 from pipelines.etl.checks import check_inputs
 from pipelines.etl.flow import run_etl
 from pipelines.etl.quality import make_thresholds
@@ -43,6 +44,7 @@ def etl(config: Config, rebuild: bool = False, first: str | None = None, last: s
         check_inputs(config, range(USERS + 1))
         with session(config) as spark:
             result.update(run_etl(spark, config, rebuild=rebuild, days=days))
+            console.print(counts.in_words(result["rows"]), markup=False, highlight=False, soft_wrap=True)
     return result
 
 

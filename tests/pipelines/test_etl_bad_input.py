@@ -246,6 +246,11 @@ def write_csv(folder: Path, **columns: list[str] | None) -> None:
             ],
         ),
         (
+            {"decided_at": ["1.2.24", "soon", "2.2.24"]},
+            {"data__decisions__columns": {"decided_at": "try_to_timestamp(decided_at, 'MM/dd/yyyy')"}},
+            ["missing_decided_at 3", "found decided_at=1.2.24:"],
+        ),
+        (
             {"decided_at": ["2000-01-02"] * 3},
             {"data__decisions__columns": {"logged_at": "timestamp_seconds(1700000000000)"}},
             ["clock_ahead 3", "found decided_at 2000-01-02T00:00:00.000000, logged_at 55840-11-", "clock"],

@@ -6,7 +6,7 @@ import pytest
 
 from models.errors import TactfulError
 from pipelines.etl.arrivals import Arrived
-from pipelines.etl.counts import conserve, count
+from pipelines.etl.counts import conserve, count, in_words
 from pipelines.etl.profile import measure
 from pipelines.etl.schemas import DECISIONS
 
@@ -39,6 +39,10 @@ def test_every_row_read_is_kept_a_copy_quarantined_or_forgotten() -> None:
     assert counts["by_reason"] == {"too_late": 2}
     assert [counts["by_day"][day]["read"] for day in ("1970-01-01", "1970-01-02")] == [5, 1]
     conserve(found, (1, 1))
+    assert in_words(found).splitlines() == [
+        "decisions: 6 read, 2 kept, 1 exact duplicates, 2 quarantined (too_late 2), 1 forgotten",
+        "transitions: 3 rows, 1 of them unusable; 1 silent, 0 warm-up, 0 truncated, 0 terminal",
+    ]
     for rows in (4, 6):
         with pytest.raises(TactfulError, match=f"decisions, arrival day 1970-01-01: {rows} rows read, but kept 1"):
             count(made, {DECISIONS: [arrived(0, rows), arrived(1, 1)]}, {"decisions": {"1970-01-01": 1}})

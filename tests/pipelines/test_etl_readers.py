@@ -1,6 +1,7 @@
 """Arrow inside the tasks and Spark's own sources read one and the same table, whatever types it was written with."""
 
 import csv
+import gzip
 import io
 import json
 import math
@@ -193,14 +194,19 @@ def as_lines(table: pa.Table) -> str:
     return "".join(json.dumps(row, default=lambda moment: moment.isoformat()) + "\n" for row in rows)
 
 
-@pytest.mark.parametrize("folder", [False, True])
-def test_an_object_a_line_is_read_to_the_same_table(spark: SparkSession, tmp_path: Path, folder: bool) -> None:
+@pytest.mark.parametrize("place", ["decisions.jsonl", "decisions.ndjson.gz", "lines/part.json"])
+def test_an_object_a_line_is_read_to_the_same_table(spark: SparkSession, tmp_path: Path, place: str) -> None:
+    """And what stands in an object within it."""
     (tmp_path / "usual").mkdir()
     write(RAW["decisions"], tmp_path / "usual")
-    path = tmp_path / "lines" / "part.jsonl" if folder else tmp_path / "decisions.jsonl"
+    path = tmp_path / place
     path.parent.mkdir(exist_ok=True)
-    path.write_text(as_lines(RAW["decisions"]))
-    said = {"path": str(path.parent), "format": "json"} if folder else {"path": str(path)}
+    within = pa.StructArray.from_arrays([RAW["decisions"]["relevance"].combine_chunks()], ["relevance"])
+    lines = as_lines(RAW["decisions"].drop_columns(["relevance"]).append_column("context", within))
+    path.write_bytes(gzip.compress(lines.encode()) if place.endswith(".gz") else lines.encode())
+    said: dict[str, Any] = {"path": str(path), "columns": {"relevance": "context.relevance"}}
+    if "/" in place:
+        said |= {"path": str(path.parent), "format": "json"}
     same(read(spark, configured(tmp_path, decisions=said)), read(spark, configured(tmp_path / "usual")))
 
 
