@@ -9,6 +9,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from pyspark.logger import PySparkLogger
 from pyspark.sql import SparkSession
 
 import models
@@ -28,6 +29,8 @@ SETTINGS = {
     "spark.hadoop.mapreduce.fileoutputcommitter.algorithm.version": "2",
 }
 LOGGING = Path(__file__).with_name("log4j2.properties")
+ACCOUNTS = ("DataFrameQueryContextLogger", "SQLQueryContextLogger")
+"""Loggers to which PySpark gives a page of stack trace for every expression that it cannot resolve."""
 LOOPBACK = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
 """Where every executor is on this machine."""
 
@@ -54,6 +57,9 @@ def spark_session(config: SparkConfig, app: str) -> SparkSession:
         _share_path()
     _quieten()
     logging.getLogger("py4j").setLevel(logging.WARNING)
+    for name in ACCOUNTS:
+        # The exception says the same in a line, and its reader must not look for it under the trace.
+        PySparkLogger.getLogger(name).setLevel(logging.CRITICAL)
     builder = SparkSession.builder.appName(app).master(config.master)
     for key, value in {**settings, **config.conf}.items():
         builder = builder.config(key, value)

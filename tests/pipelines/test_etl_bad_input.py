@@ -1,10 +1,13 @@
 """One row per bad input: what is wrong, and the reason or the error that names it, what was found and the remedy."""
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from pyspark.logger import PySparkLogger
 from pyspark.sql import SparkSession
 
 from models.contract import Contract
@@ -15,6 +18,7 @@ from pipelines.etl.flow import run_etl
 from pipelines.etl.history import mark
 from pipelines.etl.marks import LONGEST_ID, REMEDIES, Plan, contents
 from pipelines.etl.schemas import DECISIONS, EVENTS, USERS
+from pipelines.session import ACCOUNTS
 from policies.constraints import Constraints
 
 NOW = 1_700_000_000_000_000
@@ -222,6 +226,23 @@ def write_csv(folder: Path, **columns: list[str] | None) -> None:
     (folder / "decisions.csv").write_text("\n".join(lines) + "\n")
 
 
+@pytest.fixture
+def sparks_words(spark: SparkSession) -> Iterator[list[str]]:
+    """What PySpark itself says of an expression that it cannot resolve."""
+    said: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    listener, loggers = Listener(), [PySparkLogger.getLogger(name) for name in ACCOUNTS]
+    for logger in loggers:
+        logger.addHandler(listener)
+    yield said
+    for logger in loggers:
+        logger.removeHandler(listener)
+
+
 @pytest.mark.parametrize(
     ("columns", "changed", "words"),
     [
@@ -272,7 +293,12 @@ def write_csv(folder: Path, **columns: list[str] | None) -> None:
     ],
 )
 def test_unusable_input_stops_the_run(
-    spark: SparkSession, tmp_path: Path, columns: dict[str, Any], changed: dict[str, Any], words: list[str]
+    spark: SparkSession,
+    tmp_path: Path,
+    columns: dict[str, Any],
+    changed: dict[str, Any],
+    words: list[str],
+    sparks_words: list[str],
 ) -> None:
     write_csv(tmp_path, **columns)
     with pytest.raises(InputError) as caught:
@@ -281,6 +307,8 @@ def test_unusable_input_stops_the_run(
     for word in words:
         assert word in str(caught.value)
     assert not (tmp_path / "run" / "transitions").exists()
+    # Spark's own account, a page of stack trace as one line of JSON, would bury ours.
+    assert sparks_words == []
 
 
 @pytest.mark.parametrize(
