@@ -55,8 +55,13 @@ def world() -> Log:
     return replace(log, decisions=decisions, events=events, candidates=candidates)
 
 
-def write(log: Log, folder: Path) -> dict[str, int]:
-    """The four files; returns how many lines of each are rows of the log, the bad ones and copies among them."""
+def create(folder: str) -> None:
+    """The shop's four files, in a folder that is not there yet."""
+    write(world(), Path(folder))
+
+
+def write(log: Log, folder: Path) -> None:
+    """The four files of a log; the decisions have a copy and some bad rows besides."""
     folder.mkdir()
     told = {name: table.to_pylist() for name, table in tables(log).items()}
     nudges = [
@@ -84,7 +89,6 @@ def write(log: Log, folder: Path) -> dict[str, int]:
     bought = {"id": "c1", "customer": "u0000000", "ms": activity[0]["ms"], "got": activity[0]["got"], "what": OTHER}
     lines = [json.dumps(omitting(row)) + "\n" for row in [*activity, bought]]
     (folder / "activity.jsonl").write_text("".join(lines))
-    return {"nudges": len(nudges), "activity": len(activity), "customers": len(customers), "tonight": len(tonight)}
 
 
 def write_csv(path: Path, header: str, rows: Iterable[list[Any]]) -> None:
