@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.contract import SPLITS
-from models.errors import InputError
 from models.losses import discount_of
-from models.scaling import Scales, Units
+from models.scaling import Scales, Units, check_kept, extremes
 from models.table import Transitions
 
 AHEAD = 64
@@ -98,15 +97,12 @@ class Resident:
     def of(cls, table: Transitions, units: Units | Scales, device: torch.device, half: bool = False) -> "Resident":
         """`table` as Double Q-learning sees it: rewards in units of sigma_c, nothing bootstrapped where terminal.
 
-        Raises InputError naming a feature that has a value too far from its mean to be held.
+        Raises InputError as `check_kept` does.
         """
         state = (torch.from_numpy(table.state) - torch.from_numpy(units.mean)) / torch.from_numpy(units.std)
-        # Infinity stays itself, to be seen.
-        state = torch.nan_to_num(state, nan=0.0, posinf=torch.inf, neginf=-torch.inf)
-        state = state.to(torch.float16 if half else torch.float32)
-        _check_held(state, table, units)
+        check_kept(table.contract, units, *extremes(table), half)
         return cls(
-            state=state.to(device),
+            state=torch.nan_to_num(state, nan=0.0).to(torch.float16 if half else torch.float32).to(device),
             legal=torch.from_numpy(table.legal).to(device),
             action=torch.from_numpy(table.action.astype(np.uint8)).to(device),
             reward=torch.from_numpy(table.reward / units.sigma).float().to(device),
@@ -132,28 +128,6 @@ class Resident:
             discount=discount_of(gamma.unsqueeze(-1), _pick(self.elapsed, rows), _pick(self.stops, rows)),
             next_state=_pick(self.state, after).float(),
             next_legal=_pick(self.legal, after),
-        )
-
-
-def _check_held(state: Tensor, table: Transitions, units: Units | Scales) -> None:
-    """Raise InputError where a normalised `state` [N, S] is infinite in the numbers that hold it: one such row of any
-    split makes whatever is computed of it infinite, and the learning rate would be blamed."""
-    if not len(state):
-        return
-    # Two numbers a feature, no second copy.
-    least, most = torch.aminmax(state, dim=0)
-    for s, name in enumerate(table.contract.features):
-        if not (torch.isinf(least[s]) or torch.isinf(most[s])):
-            continue
-        value = float(table.state[int(torch.isinf(state[:, s]).nonzero()[0, 0]), s])
-        mean, std = float(units.mean[s]), float(units.std[s])
-        limit = f"{torch.finfo(state.dtype).max:g}"
-        half = state.dtype == torch.float16
-        kept = f"the {limit} that train.half_precision = true can keep" if half else f"the {limit} that can be kept"
-        raise InputError(
-            f"features: {name!r} is {value:g} in a row, against a mean of {mean:g} and a standard deviation "
-            f"of {std:g} in the training rows: normalised it is beyond {kept}; correct the log, or map the "
-            f"column to null there{', or set train.half_precision = false' if half else ''}."
         )
 
 

@@ -166,3 +166,33 @@ class Moments:
             np.where(varies, self.reward, self.reward_least),
             covariance,
         )
+
+
+def extremes(table: Transitions) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """[S] the least and [S] the largest known value of each feature, whatever the split; NaN where there is none."""
+    least: NDArray[np.float32] = np.fmin.reduce(table.state, axis=0, initial=np.float32(np.nan))
+    most: NDArray[np.float32] = np.fmax.reduce(table.state, axis=0, initial=np.float32(np.nan))
+    return least, most
+
+
+def check_kept(
+    contract: Contract, units: Units | Scales, least: NDArray[np.float32], most: NDArray[np.float32], half: bool
+) -> None:
+    """Raise InputError where a feature between `least` and `most` [S] is infinite as the device keeps it, normalised.
+
+    One such row of any split makes whatever is computed of it infinite, and the learning rate would be blamed.
+    """
+    kind = np.float16 if half else np.float32
+    for s, name in enumerate(contract.features):
+        for value in (least[s], most[s]):
+            with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+                kept = ((value - units.mean[s]) / units.std[s]).astype(kind)
+            if not np.isinf(kept):
+                continue
+            keeps = "train.half_precision = true can keep" if half else "can be kept"
+            raise InputError(
+                f"features: {name!r} is {value:g} in a row, against a mean of {units.mean[s]:g} and a standard "
+                f"deviation of {units.std[s]:g} in the training rows: normalised it is beyond the "
+                f"{np.finfo(kind).max:g} that {keeps}; correct the log, or map the column to null there"
+                f"{', or set train.half_precision = false' if half else ''}."
+            )

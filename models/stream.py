@@ -31,7 +31,7 @@ from models.batch import AHEAD, Resident, rows_of
 from models.errors import InputError
 from models.members import Member
 from models.reach import Extent, Reach, busiest_day
-from models.scaling import Moments, Units
+from models.scaling import Moments, Units, check_kept, extremes
 from models.table import Shards, Transitions
 
 
@@ -48,17 +48,22 @@ class Survey:
     """Of the rows of all buckets."""
 
 
-def survey(shards: Shards) -> Survey:
+def survey(shards: Shards, half: bool = False) -> Survey:
     """The units of the training rows and the size of every bucket.
 
-    Raises InputError where no row can be learned from, and as `Moments.units` does.
+    Raises InputError where no row can be learned from, as `Moments.units` does and, with `half` for half precision, as
+    `check_kept` does: later a run would be cut short by the bucket that is at fault.
     """
+    unknown = np.full(len(shards.contract.features), np.nan, dtype=np.float32)
+    least, most = unknown, unknown
     moments, rows, target, digest = Moments(shards.contract), {}, {}, hashlib.sha256()
     for bucket in shards.buckets:
         table = shards.read(bucket)
         digest.update(table.fingerprint.encode())
         training = rows_of(table, "train")
         moments.add(table, training.all)
+        low, high = extremes(table)
+        least, most = np.fmin(least, low), np.fmax(most, high)
         if training.target.any():
             rows[bucket], target[bucket] = len(table.user), int(training.target.sum())
     if not rows:
@@ -66,7 +71,9 @@ def survey(shards: Shards) -> Survey:
             f"{shards.path}: no training row is followed by another of its user; a longer log, or more users in the "
             "train split (etl.split), are needed."
         )
-    return Survey(moments.units(), rows, target, digest.hexdigest()[:16])
+    units = moments.units()
+    check_kept(shards.contract, units, least, most, half)
+    return Survey(units, rows, target, digest.hexdigest()[:16])
 
 
 def reach_of(members: Sequence[Member], shards: Shards, found: Survey) -> list[Reach]:

@@ -105,7 +105,7 @@ def train(
     A learner all of whose seeds diverge is left out, with a warning. Raises InputError as `prepare` does, for a
     weighted component that is constant, and where every learner diverges.
     """
-    found = survey(shards) if shards else None
+    found = survey(shards, config.half_precision) if shards else None
     run = prepare(table, config, seed, progress, on_metrics, found.units if found else None)
     members = run.members()
     with _room(config, len(members)):

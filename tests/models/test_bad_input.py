@@ -104,6 +104,27 @@ def test_a_log_that_cannot_be_learned_from_is_refused(world, tmp_path: Path, nam
         train(sampled(shards, config.stream_rows, 0), config, 0, greedy, progress=False, shards=shards)
 
 
+@pytest.mark.parametrize(("half", "value"), [(True, -1e6), (False, 3e38)])
+def test_an_extreme_feature_that_streams_is_named_before_anything_is_learned(
+    world, tmp_path: Path, half: bool, value: float
+) -> None:
+    """In a bucket that is not read all at once, of a user who trains nothing."""
+    table = log_of(world)
+    config = replace(CONFIG, stream_rows=len(table.user) // 2, half_precision=half)
+    write(tmp_path / "clean", table, np.arange(90) % 6)
+    held = set(sampled(Shards.of(tmp_path / "clean", table.contract), config.stream_rows, 0).user_id)
+    elsewhere = [user for user in range(90) if table.user_id[user] not in held]
+    row = np.flatnonzero(np.isin(table.user, elsewhere) & (table.split == 2))[0]
+    table.state[row, 1] = value
+    write(tmp_path / "log", table, np.arange(90) % 6)
+    shards = Shards.of(tmp_path / "log", table.contract)
+    told: list[int] = []
+    with pytest.raises(InputError, match=rf"features: 'noise' is {value:g} in a row".replace("+", r"\+")):
+        train(sampled(shards, config.stream_rows, 0), config, 0, greedy, False, lambda *at: told.append(at[0]),
+              shards=shards)  # fmt: skip
+    assert told == []
+
+
 def test_features_unknown_now_and_then_are_learned_from(world) -> None:
     table = log_of(world)
     unknown = np.random.default_rng(0).random(table.state.shape) < 0.3
