@@ -11,6 +11,9 @@ learns one summed reward where ours has a head per component; its discount is on
 gamma^Delta), its target network is copied every 1 / target_rate updates (ours follows by Polyak), its TD loss is
 Huber's, and it knows no legal actions: acting, both are held to them.
 
+The log has 60,000 users unless said otherwise: with 6,000 or 20,000 each learner's seeds differ by as much as it gains,
+and ten of them tell no two learners apart.
+
 Bar: the paired 95% lower bound, over seeds, of u(ours) - u(d3rlpy) is at least -10% of d3rlpy's mean gain. Writes
 OUT/summary.json.
 """
@@ -62,11 +65,12 @@ def main(
     config: Annotated[Path, typer.Option(help="a simulated log's configuration")] = Path("configs/demo.toml"),
     out: Annotated[Path, typer.Option()] = Path("runs/study-learners"),
     steps: Annotated[int | None, typer.Option(min=1, help="updates; by default as the configuration")] = None,
-    users: Annotated[int | None, typer.Option(min=10, help="of the log, and of the truth")] = None,
+    users: Annotated[int, typer.Option(min=10, help="of the log")] = 60_000,
+    truth_users: Annotated[int, typer.Option(min=10, help="that every policy acts on, each on the same luck")] = 20_000,
     peer: Annotated[Path, typer.Option(help="the Python of d3rlpy's environment")] = Path(".venv-d3rlpy/bin/python"),
 ) -> None:
     """Train, act, compare; exit code 1 where the bar is missed."""
-    loaded = _configured(config, out, steps, users)
+    loaded = _configured(config, out, steps, users, truth_users)
     jobs.simulate(loaded)
     jobs.etl(loaded)
     transitions = table.read(loaded.transitions_path, loaded.contract)
@@ -79,7 +83,7 @@ def main(
         console.print(f"{peer}: not there; `make d3rlpy-env` makes it. The study goes on without d3rlpy.")
     truth = policy_truth(loaded, policies, loaded.seed + judging.TRUTH_SEED, progress=True)
     found = _found(truth, training.weights, seeds)
-    found |= {"users": len(transitions.user_id), "transitions": len(transitions.user), "steps": training.steps,
+    found |= {"users": users, "truth_users": truth_users, "transitions": len(transitions.user), "steps": training.steps,
               "threads": training.threads, "seeds": seeds}  # fmt: skip
     (out / "summary.json").write_text(json.dumps(found, indent=1) + "\n")
     console.print(_shown(found))
@@ -92,13 +96,18 @@ def main(
         raise typer.Exit(0 if met else 1)
 
 
-def _configured(config: Path, out: Path, steps: int | None, users: int | None) -> Config:
-    lake = {f"data.{name}.path": str(out / "lake" / name) for name in ("decisions", "events", "users", "candidates")}
-    overrides = {**lake, "run_dir": str(out), "train.threads": str(os.cpu_count() or 1)}
+def _configured(config: Path, out: Path, steps: int | None, users: int, truth_users: int) -> Config:
+    overrides = {
+        f"data.{name}.path": str(out / "lake" / name) for name in ("decisions", "events", "users", "candidates")
+    }
+    overrides |= {
+        "run_dir": str(out),
+        "train.threads": str(os.cpu_count() or 1),
+        "simulate.users": str(users),
+        "simulate.truth_users": str(truth_users),
+    }
     if steps is not None:
         overrides["train.steps"] = str(steps)
-    if users is not None:
-        overrides |= {"simulate.users": str(users), "simulate.truth_users": str(users)}
     return load(config, overrides)
 
 
