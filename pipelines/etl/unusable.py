@@ -1,5 +1,6 @@
 """Why no row of a dataset is in order: the first thing that goes wrong with a log whose times are not mapped yet."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
     from pipelines.etl.sources import Source
 
+LETTER, DIGIT = re.compile(r"[^\W\d_]"), re.compile(r"\d")
+READ_AS = re.compile(r"=(.*?)(?=(?:; |, )\w+=|$)", re.DOTALL)
+"""What stands behind each name in `found`."""
 IDS = {DECISIONS: ("decision_id", "decided_at"), EVENTS: ("event_id", "occurred_at")}
 READ = ["user_id", "row_id", "at", "logged", "found"]
 SCHEMA = pa.schema([("reason", pa.string()), ("rows", pa.int64()), ("example", pa.string())])
@@ -65,11 +69,16 @@ def _reasons(code: int, plan: Plan) -> Callable[[Batches], Batches]:
 
 
 def _example(table: pa.Table, reasons: pa.Array, reason: pa.Scalar, time: str) -> str:
-    """What could not be read of the first such row, else its times."""
+    """The form of what could not be read of the first such row, else its times.
+
+    9 stands for a digit and a for a letter: a column mapped by mistake may say who somebody is, and the form is enough.
+    """
     row = table.slice(pc.index(reasons, reason).as_py(), 1).to_pylist()[0]
     # A clock can be further ahead than Python's dates reach.
     times = ", ".join(
         f"{name} {'null' if at is None else np.datetime64(at, 'us')}"
         for name, at in ((time, row["at"]), ("logged_at", row["logged"]))
     )
-    return str(row["found"] or times)
+    if not row["found"]:
+        return times
+    return READ_AS.sub(lambda value: "=" + DIGIT.sub("9", LETTER.sub("a", value[1])), row["found"])

@@ -261,7 +261,7 @@ def sparks_words(spark: SparkSession) -> Iterator[list[str]]:
             [
                 "none of its 3 rows can be used",
                 "missing_decided_at 2, missing_user_id 1",
-                "found decided_at=soon:",
+                "found decided_at=aaaa:",
                 "as a UTC timestamp",
                 "data.decisions.columns",
             ],
@@ -269,7 +269,7 @@ def sparks_words(spark: SparkSession) -> Iterator[list[str]]:
         (
             {"decided_at": ["1.2.24", "soon", "2.2.24"]},
             {"data__decisions__columns": {"decided_at": "try_to_timestamp(decided_at, 'MM/dd/yyyy')"}},
-            ["missing_decided_at 3", "found decided_at=1.2.24:"],
+            ["missing_decided_at 3", "found decided_at=9.9.99:"],
         ),
         (
             {"decided_at": ["2000-01-02"] * 3},
