@@ -121,7 +121,7 @@ def notes(evaluation: Mapping[str, Any]) -> list[str]:
 
 def _impossible(evaluation: Mapping[str, Any]) -> list[str]:
     """Sends of the policy that never sends: estimates of what is known to be 0 show how far off a model is."""
-    estimates = evaluation["policies"].get("never", {}).get("estimates", {})
+    estimates = evaluation.get("policies", {}).get("never", {}).get("estimates", {})
     sends = {name: each["sends"]["estimate"] for name, each in estimates.items() if "sends" in each}
     # Weights alone are 0 exactly where no row that it follows was a send; where `hold` may be illegal some are.
     if not any(sends.get(name) == 0 for name in WEIGHED):

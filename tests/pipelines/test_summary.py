@@ -35,4 +35,4 @@ def test_sends_of_never_are_told_to_be_error(sends: dict[str, float | None], wor
 
 
 def test_a_log_without_sends_or_never_has_no_such_note() -> None:
-    assert notes({"policies": {}, "unit": "per decision"}) == []
+    assert notes({"policies": {}, "unit": "per decision"}) == notes({}) == []
