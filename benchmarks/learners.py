@@ -5,11 +5,11 @@ value is that of the world itself, on the same luck for all. In the unit of the 
 
     u(pi) = sum_c w_c V_c(pi) per user-week, gain = u(pi) - u(logging).
 
-Both CQLs get the same transitions, layers, minibatch size, number of updates, learning rate and alpha (d3rlpy's is half
-of ours, as its squared error is), and are taken at their last update. What they cannot share is said here: d3rlpy
-learns one summed reward where ours has a head per component; its discount is one number a decision (ours is
-gamma^Delta), its target network is copied every 1 / target_rate updates (ours follows by Polyak), its TD loss is
-Huber's, and it knows no legal actions: acting, both are held to them.
+Both CQLs get the same transitions, layers, minibatch size, number of updates, learning rate, which falls linearly for
+both, and alpha (d3rlpy's is half of ours, as its squared error is), and are taken at their last update. What they
+cannot share is said here: d3rlpy learns one summed reward where ours has a head per component, started at its level;
+its discount is one number a decision (ours is gamma^Delta), its target network is copied every 1 / target_rate updates
+(ours follows by Polyak), its TD loss is Huber's, and it knows no legal actions: acting, both are held to them.
 
 The log has 60,000 users unless said otherwise: with 6,000 or 20,000 each learner's seeds differ by as much as it gains,
 and ten of them tell no two learners apart.
@@ -42,6 +42,7 @@ from models.cloning import clone_behaviour
 from models.learn import learn
 from models.members import Learner
 from models.network import Population
+from models.optimise import FINAL_RATE
 from models.reach import reach_within
 from models.run import Run, prepare
 from pipelines import jobs
@@ -152,6 +153,7 @@ def _peers(run: Run, python: Path) -> list[Acting]:
             "hidden": list(config.hidden),
             "batch_size": config.batch_size,
             "learning_rate": config.learning_rate,
+            "final_rate": FINAL_RATE,
             "gamma": config.gamma_per_day**mean_days,
             # Its squared error has a half that ours has not.
             "alpha": LEARNERS[OURS].penalised / 2,

@@ -7,6 +7,7 @@ Trains DiscreteCQL once per seed on one log and leaves every seed's weights.
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,25 @@ from d3rlpy.constants import ActionSpace, LoggingStrategy
 from d3rlpy.dataset import MDPDataset
 from d3rlpy.logging import NoopAdapterFactory
 from d3rlpy.models import VectorEncoderFactory
+from d3rlpy.optimizers import AdamFactory, LRSchedulerFactory
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+@dataclass
+class Falling(LRSchedulerFactory):  # type: ignore[misc]
+    """The learning rate falls linearly to `final_rate` of itself, as in models/optimise.py."""
+
+    steps: int
+    final_rate: float
+
+    def create(self, optim: Optimizer) -> LambdaLR:
+        return LambdaLR(optim, lambda update: 1 - (1 - self.final_rate) * min(update / self.steps, 1.0))
+
+    @staticmethod
+    def get_type() -> str:
+        return "falling"
 
 
 def fit(log: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -40,6 +59,7 @@ def fit(log: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
             encoder_factory=VectorEncoderFactory(settings["hidden"]),
             batch_size=settings["batch_size"],
             learning_rate=settings["learning_rate"],
+            optim_factory=AdamFactory(lr_scheduler_factory=Falling(settings["steps"], settings["final_rate"])),
             gamma=settings["gamma"],
             alpha=settings["alpha"],
             target_update_interval=settings["target_update_interval"],
