@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.batch import Held, rows_of
-from models.columns import MICROSECONDS_PER_DAY
 from models.losses import discount_of, horizon_of
 from models.members import Member
 from models.table import Transitions
@@ -32,17 +31,17 @@ class Extent:
     discount: float
     """Sum of gamma^Delta (1 - terminal)."""
     loss: float
-    """The least 1 - gamma^Delta (1 - terminal)."""
-    busiest: int
-    """The most decisions of a user within a day."""
+    """The least 1 - gamma^Delta (1 - terminal) where Delta > 0."""
+    coinciding: int
+    """The most decisions of a user at one moment."""
 
     @classmethod
-    def of(cls, member: Member, reward: Tensor, elapsed: Tensor, stops: Tensor, busiest: int) -> "Extent":
-        """Of n rows: `reward` [n, K] in units of sigma, `elapsed` [n] days, `stops` [n]; `busiest` as `busiest_day`."""
+    def of(cls, member: Member, reward: Tensor, elapsed: Tensor, stops: Tensor, coinciding: int) -> "Extent":
+        """Of n rows: `reward` [n, K] in units of sigma, `elapsed` [n] days, `stops` [n]; `coinciding` of them."""
         weighted = reward @ torch.from_numpy(member.scales.inner).to(reward)
         discount = discount_of(member.gamma_per_day, elapsed, stops)
         # A discount next to 1 has no digits left for what it lacks of 1.
-        loss = torch.where(stops, 1.0, -torch.expm1(elapsed.double() * math.log(member.gamma_per_day)))
+        loss = torch.where(stops | (elapsed <= 0), 1.0, -torch.expm1(elapsed.double() * math.log(member.gamma_per_day)))
         return cls(
             rows=len(reward),
             reward=reward.sum(dim=0),
@@ -51,7 +50,7 @@ class Extent:
             most=float(weighted.max()),
             discount=float(discount.sum()),
             loss=float(loss.min()),
-            busiest=busiest,
+            coinciding=coinciding,
         )
 
     def __add__(self, other: "Extent") -> "Extent":
@@ -63,7 +62,7 @@ class Extent:
             most=max(self.most, other.most),
             discount=self.discount + other.discount,
             loss=min(self.loss, other.loss),
-            busiest=max(self.busiest, other.busiest),
+            coinciding=max(self.coinciding, other.coinciding),
         )
 
 
@@ -85,9 +84,10 @@ class Reach:
     def of(cls, member: Member, extent: Extent) -> "Reach":
         """Bounds from H, the most decisions, discounted, that any policy's rewards can go on for.
 
-        H = min(1 / (1 - max discount), n / (1 - gamma)), n the most decisions of a user within a day: where no interval
-        is shorter than the log's shortest, sum_k gamma^(t_k - t_0) is at most the first, and where no day holds more
-        than n, at most sum_j n gamma^j over days j, the second. Where gamma is 1 and accounts stay open it is infinite.
+        H = n / (1 - max gamma^Delta over Delta > 0), n the most decisions of a user at one moment: where moments are at
+        least the log's shortest interval apart, and none has more than n decisions, sum_k gamma^(t_k - t_0) is at most
+        that. No slower pace would do: where intervals depend on the action a policy strings the short ones together,
+        and so does a target. Where gamma is 1 and accounts stay open H is infinite.
 
         high = H (max(w~.r, 0) + 1), low = H (min(w~.r, 0) - 1): the standard deviation beyond is what a fit may be off.
         The penalty lifts q over its target by (alpha / 2) |w~|^2 (1 - pi / mu) a decision, pi the softmax of q, so by
@@ -95,7 +95,7 @@ class Reach:
         pi <= mu, the best one by no more than that. td = sum_k (2 H (max |r_k| + 1))^2, a head at one end of its reach
         and its target at the other.
         """
-        horizon = horizon_within(extent, member.gamma_per_day)
+        horizon = extent.coinciding / extent.loss if extent.loss else math.inf
         lift = member.learner.penalised * float(np.square(member.scales.inner).sum()) / 2
         up, down = (lift, 0.0) if member.learner.penalty == "logsumexp" else (0.0, lift)
         return cls(
@@ -106,24 +106,15 @@ class Reach:
         )
 
 
-def horizon_within(extent: Extent, gamma_per_day: float) -> float:
-    """H of `Reach.of`."""
-    shortest = 1 / extent.loss if extent.loss else math.inf
-    return shortest if gamma_per_day == 1 else min(shortest, extent.busiest / (1 - gamma_per_day))
-
-
-def busiest_day(table: Transitions, rows: NDArray[np.bool_]) -> int:
-    """The most rows within a day that a user has among those marked in `rows` [N]; 1 or more.
-
-    max over i of |{j >= i : user_j = user_i, t_j - t_i < 1 day}|.
-    """
+def most_coinciding(table: Transitions, rows: NDArray[np.bool_]) -> int:
+    """The most rows at one moment that a user has among those marked in `rows` [N]; 1 or more."""
     user, at = table.user[rows], table.decided_at[rows]
 
     def there(n: int) -> bool:
-        within = at[n - 1 :] - at[: len(at) - n + 1] < MICROSECONDS_PER_DAY
-        return bool((within & (user[n - 1 :] == user[: len(user) - n + 1])).any())
+        together = at[n - 1 :] == at[: len(at) - n + 1]
+        return bool((together & (user[n - 1 :] == user[: len(user) - n + 1])).any())
 
-    # Where a day holds n it holds fewer, so that n is found by doubling and halving: no pass over the rows for each.
+    # A moment that has n has fewer, so that n is found by doubling and halving: no pass over the rows for each.
     most = 1
     while 2 * most <= len(user) and there(2 * most):
         most *= 2
@@ -139,5 +130,5 @@ def reach_within(members: Sequence[Member], feed: Held, table: Transitions) -> l
     """The reach of each member on the rows of `feed`, which are of `table`."""
     data, rows = feed.data, feed.places
     parts = data.reward[rows], data.elapsed[rows], data.stops[rows]
-    busiest = busiest_day(table, rows_of(table, "train").all)
-    return [Reach.of(each, Extent.of(each, *parts, busiest)) for each in members]
+    coinciding = most_coinciding(table, rows_of(table, "train").all)
+    return [Reach.of(each, Extent.of(each, *parts, coinciding)) for each in members]

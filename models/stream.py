@@ -30,7 +30,7 @@ from torch import Tensor
 from models.batch import AHEAD, Resident, rows_of
 from models.errors import InputError
 from models.members import Member
-from models.reach import Extent, Reach, busiest_day
+from models.reach import Extent, Reach, most_coinciding
 from models.scaling import Moments, Units, check_kept, extremes
 from models.table import Shards, Transitions
 
@@ -82,10 +82,10 @@ def reach_of(members: Sequence[Member], shards: Shards, found: Survey) -> list[R
     for bucket in found.rows:
         table = shards.read(bucket)
         training = rows_of(table, "train")
-        rows, busiest = training.target, busiest_day(table, training.all)
+        rows, coinciding = training.target, most_coinciding(table, training.all)
         reward = torch.from_numpy(table.reward[rows] / found.units.sigma).float()
         elapsed, stops = torch.from_numpy(table.elapsed_days[rows]).float(), torch.from_numpy(table.terminal[rows])
-        here = [Extent.of(each, reward, elapsed, stops, busiest) for each in members]
+        here = [Extent.of(each, reward, elapsed, stops, coinciding) for each in members]
         extents = [one + other for one, other in zip(extents, here, strict=True)] if extents else here
     return [Reach.of(member, extent) for member, extent in zip(members, extents, strict=True)]
 

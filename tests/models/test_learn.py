@@ -193,13 +193,13 @@ def test_extents_of_parts_add(world) -> None:
     parts = data.reward, data.elapsed, data.stops
     whole = Extent.of(member, *parts, 3)
     one, other = (
-        Extent.of(member, *(each[rows] for each in parts), busiest)
-        for rows, busiest in ((slice(30), 1), (slice(30, None), 3))
+        Extent.of(member, *(each[rows] for each in parts), coinciding)
+        for rows, coinciding in ((slice(30), 1), (slice(30, None), 3))
     )
     summed = one + other
     assert Reach.of(member, summed).high == Reach.of(member, whole).high
     assert torch.allclose(Reach.of(member, summed).level, Reach.of(member, whole).level)
-    for name in ("rows", "least", "most", "loss", "busiest"):
+    for name in ("rows", "least", "most", "loss", "coinciding"):
         assert getattr(summed, name) == getattr(whole, name), name
     assert torch.equal(summed.largest, whole.largest)
 

@@ -8,7 +8,7 @@ import pytest
 
 from models.batch import Held
 from models.members import Learner
-from models.reach import Reach, busiest_day, reach_within
+from models.reach import Reach, most_coinciding, reach_within
 from models.run import member_of, prepare
 from models.table import Transitions
 from models.training import TrainConfig
@@ -87,34 +87,53 @@ def test_what_rewards_do_reach_is_within_reach(table_of, days: str, level: float
         assert reach.low == pytest.approx(horizon * (min((level - 1) / sd, 0) - 1), rel=1e-5)
 
 
-def test_the_horizon_is_that_of_the_shortest_interval_or_of_the_busiest_day(table_of) -> None:
+def test_the_horizon_is_that_of_the_shortest_interval(table_of) -> None:
     def horizon(days: list[list[float]], gamma: float) -> float:
         table = log_of(table_of, days, 0.0)
         # Rewards are 1 or -1 with sd s: high = H (1 / s + 1).
         sd = float(table.reward.std())
         return reach_of(table, gamma).high / (1 / sd + 1)
 
-    # A decision a minute without a pause: sum_k gamma^(k / 1440), 47,277.6; the busiest day alone says 1440 / 0.03.
+    # A decision a minute without a pause: sum_k gamma^(k / 1440), 47,277.6.
     steady = sum(0.97 ** (k * MINUTE) for k in range(2_000_000))
     assert horizon([[MINUTE * k for k in range(1440)]], 0.97) == pytest.approx(steady, rel=1e-4)
-    # Three at once and a day's pause: each three times, sum_j 3 gamma^j; the interval of 0 alone says for ever.
+    # Three at once and a day's pause: each three times, sum_j 3 gamma^j.
     assert horizon([[0.0, 0.0, 0.0]], 0.97) == pytest.approx(3 / 0.03)
-    # Twelve hours apart: the interval says 1 / (1 - sqrt(gamma)), two a day 2 / (1 - gamma), which is more.
     assert horizon([[0.0, 0.5]], 0.64) == pytest.approx(1 / (1 - 0.8))
     # At a gamma of 1 nothing bounds what goes on.
     assert horizon([[0.0]], 1.0) == np.inf
 
 
-def test_the_busiest_day_by_counting(table_of) -> None:
+def test_a_policy_may_string_the_short_intervals_together(table_of) -> None:
+    """Who is sent to is asked again after an hour, who is not after a day. A reward is 1 a send, and one decision in
+    five was a send: no day of the log holds what sending always earns, 1 / (1 - gamma^(1/24)) sends."""
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(60), 6)
+    action = (rng.random(len(users)) < 0.2).astype(int)
+    elapsed = np.where(action == 1, 1 / 24, 1.0)
+    at = np.concatenate([np.concatenate([[0.0], own[:-1].cumsum()]) for own in elapsed.reshape(60, 6)])
+    table = table_of(
+        users.tolist(),
+        state=rng.normal(size=len(users)),
+        reward=action,
+        action=action,
+        decided_at=np.rint(at * DAY).astype(np.int64),
+        elapsed_days=elapsed,
+    )
+    always = 1 / (1 - 0.5 ** (1 / 24)) / float(table.reward.std())
+    assert reach_of(table, 0.5).high >= always
+
+
+def test_the_most_at_one_moment_by_counting(table_of) -> None:
     rng = np.random.default_rng(0)
     for seed in range(60):
         users = np.unique(np.sort(rng.integers(4, size=int(rng.integers(2, 40)))), return_inverse=True)[1]
-        at = np.concatenate([np.sort(rng.integers(5 * 24, size=n)) for n in np.bincount(users)]) * (DAY // 24)
+        at = np.concatenate([np.sort(rng.integers(8, size=n)) for n in np.bincount(users)]) * (DAY // 24)
         table = table_of(users.tolist(), state=users, reward=users, decided_at=at)
         rows = rng.random(len(users)) < (0.7 if seed % 2 else 1.0)
         rows[0] = True
         wanted = max(
-            sum(rows[j] and users[j] == users[i] and at[j] - at[i] < DAY for j in range(i, len(users)))
+            sum(rows[j] and users[j] == users[i] and at[j] == at[i] for j in range(i, len(users)))
             for i in np.flatnonzero(rows)
         )
-        assert busiest_day(table, rows) == wanted
+        assert most_coinciding(table, rows) == wanted
