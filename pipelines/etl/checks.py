@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from models.errors import InputError
 from pipelines.config import Config
+from pipelines.etl.files import format_of as suffix_of
 from pipelines.etl.files import placed, read_footer
 from pipelines.etl.schemas import NAMES, Wanted, wanted
 from pipelines.etl.sources import absent, check_dataset, format_of
@@ -15,12 +16,18 @@ from pipelines.sections import Dataset, suggest
 IDENTIFIER = re.compile(r"[^\W\d]\w*")
 WORDS = ("null", "true", "false", "user", "session_user", "localtimestamp")
 """SQL's own words that look like a column; those that begin with `current_` are others."""
+LOOKED_AT = 32
+"""Files of a dataset whose footers or headers are read, newest first: every start waits for them."""
 PARTITION = re.compile(r"(?:^|/)([^/=]+)=[^/]*(?=/)")
 
 
 def check_inputs(config: Config, codes: Iterable[int]) -> None:
     """Raise InputError where one of the configured datasets among `codes` does not lie where it should, or a column
-    that is needed, or that a mapping names and nothing else, is in none of its files."""
+    that is needed, or that a mapping names and nothing else, is in none of its files.
+
+    What is not certain is left to Spark: whatever lies in a file that cannot be read and that a run over other days
+    does not read, and what is in none of the newest `LOOKED_AT` files of more.
+    """
     for code in codes:
         dataset: Dataset | None = getattr(config.data, NAMES[code])
         if dataset is not None:
@@ -35,8 +42,15 @@ def check_columns(key: str, dataset: Dataset, columns: list[Wanted]) -> None:
     needed = {column.name for column in columns if column.required} - named.keys()
     there: dict[str, None] = {}
     lower: set[str] = set()
-    for file, _ in placed(key, dataset.path.resolve()):
-        found = _header(key, file, dataset)
+    listed = placed(key, dataset.path.resolve())
+    for file, day in listed[: -LOOKED_AT - 1 : -1]:
+        try:
+            found = _header(key, file, dataset)
+        except InputError:
+            # A file of no day is read whatever the days of a run.
+            if day is None:
+                raise
+            return
         if found is None:
             return
         there |= dict.fromkeys([*found, *PARTITION.findall(file)])
@@ -44,7 +58,7 @@ def check_columns(key: str, dataset: Dataset, columns: list[Wanted]) -> None:
         lower = {name.lower() for name in there}
         if needed <= there.keys() and all(source.lower() in lower for source in plain.values()):
             return
-    if not there:
+    if not there or len(listed) > LOOKED_AT:
         return
     for name in sorted(needed - there.keys()):
         raise absent(key, dataset, name, there)
@@ -63,10 +77,10 @@ def _is_column(expression: str) -> bool:
 
 
 def _header(key: str, file: str, dataset: Dataset) -> list[str] | None:
-    """The names of the columns of one file; None where only Spark can tell."""
+    """The names of the columns of one file; None where only Spark can tell. Raises InputError as `read_footer` does."""
     if format_of(dataset) == "parquet":
         return list(read_footer(key, file).schema_arrow.names)
-    if not file.endswith((".csv", ".csv.gz")):
+    if suffix_of(file) != "csv":
         return None
     opener = gzip.open if file.endswith(".gz") else open
     try:

@@ -12,7 +12,9 @@ import pytest
 from models.errors import InputError
 from pipelines import jobs
 from pipelines.config import Config, validate
+from pipelines.etl import checks
 from pipelines.etl.checks import check_inputs
+from pipelines.etl.files import read_footer
 from pipelines.jobs import acting, data, judging
 from pipelines.scoring import freeze
 
@@ -137,3 +139,71 @@ def test_a_column_may_be_in_some_files_only_or_in_the_names_of_folders(tmp_path:
 def test_files_that_only_spark_can_open_are_left_to_it(tmp_path: Path) -> None:
     (tmp_path / "log.csv.bz2").write_bytes(b"BZh9")
     check_inputs(configured(tmp_path, decisions={"path": str(tmp_path / "log.csv.bz2"), "format": "csv"}), range(1))
+
+
+def parquet(folder: Path, columns: str) -> Path:
+    """One file of one row with these columns, separated by commas."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({name: pa.array(["x"]) for name in columns.split(",")}), folder / "p.parquet")
+    return folder / "p.parquet"
+
+
+def read_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Learns the folder of each file whose footer is read."""
+    read: list[str] = []
+
+    def footer(key: str, name: str) -> pq.ParquetFile:
+        read.append(Path(name).parent.name)
+        return read_footer(key, name)
+
+    monkeypatch.setattr(checks, "read_footer", footer)
+    return read
+
+
+@pytest.mark.parametrize("broken", ["2026-01-01", "2026-01-03"])
+def test_a_broken_file_of_a_day_is_left_to_the_runs_that_read_it(tmp_path: Path, broken: str) -> None:
+    lake = tmp_path / "lake"
+    parquet(lake / "ds=2026-01-02", HEADER)
+    (lake / f"ds={broken}").mkdir()
+    (lake / f"ds={broken}" / "p.parquet").touch()
+    check_inputs(configured(tmp_path, decisions={"path": str(lake)}), range(1))
+    # It may have the column.
+    check_inputs(configured(tmp_path, decisions={"path": str(lake)}, features={"context": ["wealth"]}), range(1))
+
+
+@pytest.mark.parametrize("name", ["p.parquet", "log.csv"])
+def test_a_broken_file_that_every_run_reads_is_told(tmp_path: Path, name: str) -> None:
+    lake = tmp_path / "lake"
+    parquet(lake / "ds=2026-01-02", HEADER)
+    (lake / name).touch()
+    for path in (lake, lake / name):
+        config = configured(
+            tmp_path, decisions={"path": str(path), "format": "parquet"}, features={"context": ["wealth"]}
+        )
+        with pytest.raises(InputError, match=rf"data\.decisions: .*{name} is no readable Parquet file"):
+            check_inputs(config, range(1))
+
+
+def test_a_column_that_came_lately_is_found_in_the_newest_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake, names = tmp_path / "lake", HEADER.removesuffix(",relevance")
+    for day, columns in (("ds=2026-01-01", names), ("ds=2026-01-02", names), ("ds=2026-01-03", HEADER)):
+        parquet(lake / day, columns)
+    read = read_names(monkeypatch)
+    check_inputs(configured(tmp_path, decisions={"path": str(lake)}), range(1))
+    assert read == ["ds=2026-01-03"]
+
+
+def test_only_so_many_files_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = tmp_path / "lake"
+    for day in ("ds=2026-01-02", "ds=2026-01-03", "ds=2026-01-04"):
+        parquet(lake / day, HEADER)
+    read = read_names(monkeypatch)
+    monkeypatch.setattr(checks, "LOOKED_AT", 3)
+    config = configured(tmp_path, decisions={"path": str(lake)}, features={"context": ["wealth"]})
+    with pytest.raises(InputError, match="no column 'wealth'"):
+        check_inputs(config, range(1))
+    assert len(read) == 3
+    parquet(lake / "ds=2026-01-01", f"{HEADER},wealth")
+    read.clear()
+    check_inputs(config, range(1))
+    assert read == ["ds=2026-01-04", "ds=2026-01-03", "ds=2026-01-02"]
