@@ -3,12 +3,14 @@
 import atexit
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
+from pyspark.find_spark_home import _find_spark_home
 from pyspark.logger import PySparkLogger
 from pyspark.sql import SparkSession
 
@@ -29,6 +31,11 @@ SETTINGS = {
     "spark.hadoop.mapreduce.fileoutputcommitter.algorithm.version": "2",
 }
 LOGGING = Path(__file__).with_name("log4j2.properties")
+FORMATS = ("properties", "yaml", "yml", "json", "jsn", "xml")
+"""Of a log4j2 file on the class path, to which Spark's conf folder belongs."""
+OPTIONS = ("SPARK_SUBMIT_OPTS", "JDK_JAVA_OPTIONS", "JAVA_TOOL_OPTIONS")
+"""Variables whose options the driver's JVM takes."""
+CHOSEN = re.compile(r"-Dlog4j2?\.configurationFile=")
 ACCOUNTS = ("DataFrameQueryContextLogger", "SQLQueryContextLogger")
 """Loggers to which PySpark gives a page of stack trace for every expression that it cannot resolve."""
 LOOPBACK = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
@@ -70,15 +77,18 @@ def spark_session(config: SparkConfig, app: str) -> SparkSession:
 
 
 def _quieten() -> None:
-    """Let the JVM log errors alone from its first line on, unless the machine's Spark has a logging of its own.
+    """Let the JVM log errors alone from its first line on, unless a logging is chosen: by a log4j2 file in Spark's conf
+    folder (SPARK_CONF_DIR, else SPARK_HOME/conf), or by log4j2.configurationFile, under its old name too, in OPTIONS.
 
     By SPARK_SUBMIT_OPTS: `spark.driver.extraJavaOptions` would take the place of what a cluster's defaults have there.
     """
-    home = os.environ.get("SPARK_CONF_DIR")
-    options = os.environ.get("SPARK_SUBMIT_OPTS", "")
-    if "log4j2.configurationFile" in options or (home is not None and (Path(home) / LOGGING.name).exists()):
+    folder = Path(os.environ.get("SPARK_CONF_DIR") or Path(_find_spark_home()) / "conf")
+    if any(CHOSEN.search(os.environ.get(name, "")) for name in OPTIONS):
         return
-    os.environ["SPARK_SUBMIT_OPTS"] = f"-Dlog4j2.configurationFile={LOGGING.as_uri()} {options}".strip()
+    if any((folder / f"log4j2.{kind}").exists() for kind in FORMATS):
+        return
+    given = os.environ.get("SPARK_SUBMIT_OPTS", "")
+    os.environ["SPARK_SUBMIT_OPTS"] = f"-Dlog4j2.configurationFile={LOGGING.as_uri()} {given}".strip()
 
 
 def archive() -> Path:

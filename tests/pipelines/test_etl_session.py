@@ -35,7 +35,9 @@ def test_without_java_the_error_says_what_to_install(monkeypatch: pytest.MonkeyP
 
 
 def test_spark_starts_without_a_word_and_its_errors_are_seen() -> None:
-    unset = {key: value for key, value in os.environ.items() if key not in ("SPARK_SUBMIT_OPTS", "SPARK_CONF_DIR")}
+    unset = {
+        key: value for key, value in os.environ.items() if key not in ("SPARK_HOME", "SPARK_CONF_DIR", *session.OPTIONS)
+    }
     done = subprocess.run(
         [sys.executable, "-c", SPEAKS],
         cwd=Path(__file__).parents[2],
@@ -49,26 +51,68 @@ def test_spark_starts_without_a_word_and_its_errors_are_seen() -> None:
     assert done.stdout.split() == ["kept"]
 
 
-@pytest.mark.parametrize(
-    ("given", "kept"),
-    [
-        ("", False),
-        ("-Dother=1", False),
-        ("-Dlog4j2.configurationFile=mine.xml", True),
-    ],
-)
-def test_a_logging_that_somebody_chose_stays(given: str, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SPARK_CONF_DIR", raising=False)
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A Spark without a logging of its own, and nothing in the environment that chooses one; its folder."""
+    for name in ("SPARK_CONF_DIR", *session.OPTIONS):
+        # Set first, so that what a test leaves there goes when it ends.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SPARK_HOME", str(tmp_path / "spark"))
+    (tmp_path / "spark" / "conf").mkdir(parents=True)
+    return tmp_path / "spark"
+
+
+OURS = f"-Dlog4j2.configurationFile={session.LOGGING.as_uri()}"
+
+
+@pytest.mark.parametrize("given", ["", "-Dother=1", "-Dmine=-Xlog4j.configurationFile"])
+def test_options_that_choose_no_logging_are_kept(given: str, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARK_SUBMIT_OPTS", given)
     for _ in range(2):
         session._quieten()
-    ours = f"-Dlog4j2.configurationFile={session.LOGGING.as_uri()}"
-    assert os.environ["SPARK_SUBMIT_OPTS"] == (given if kept else f"{ours} {given}".strip())
+    assert os.environ["SPARK_SUBMIT_OPTS"] == f"{OURS} {given}".strip()
 
 
-def test_the_logging_of_the_machines_own_spark_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("SPARK_CONF_DIR", str(tmp_path))
-    monkeypatch.setenv("SPARK_SUBMIT_OPTS", "")
-    (tmp_path / "log4j2.properties").touch()
+@pytest.mark.parametrize("name", ["log4j2.configurationFile", "log4j.configurationFile"])
+@pytest.mark.parametrize("variable", ["SPARK_SUBMIT_OPTS", "JDK_JAVA_OPTIONS"])
+def test_a_logging_that_somebody_chose_stays(
+    variable: str, name: str, bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARK_SUBMIT_OPTS", "-Dother=1")
+    monkeypatch.setenv(variable, f"-Dother=1 -D{name}=mine.xml")
+    before = dict(os.environ)
     session._quieten()
-    assert os.environ["SPARK_SUBMIT_OPTS"] == ""
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+@pytest.mark.parametrize("file", ["log4j2.properties", "log4j2.xml", "log4j2.yaml", "log4j2.json"])
+def test_the_logging_of_the_machines_own_spark_stays(
+    file: str, chosen: bool, bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In SPARK_CONF_DIR, and where that is not set, or empty, in SPARK_HOME/conf."""
+    folder = bare / "conf"
+    monkeypatch.setenv("SPARK_CONF_DIR", "")
+    if chosen:
+        folder = bare / "other"
+        folder.mkdir()
+        monkeypatch.setenv("SPARK_CONF_DIR", str(folder))
+    (folder / file).touch()
+    session._quieten()
+    assert "SPARK_SUBMIT_OPTS" not in os.environ
+
+
+def test_what_lies_in_a_folder_that_spark_does_not_read_chooses_nothing(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (bare / "conf" / "log4j2.properties.template").touch()
+    (bare / "other").mkdir()
+    (bare / "other" / "log4j2.properties").touch()
+    session._quieten()
+    assert os.environ["SPARK_SUBMIT_OPTS"] == OURS
+    monkeypatch.delenv("SPARK_SUBMIT_OPTS")
+    (bare / "conf" / "log4j2.properties").touch()
+    monkeypatch.setenv("SPARK_CONF_DIR", str(bare / "empty"))
+    session._quieten()
+    assert os.environ["SPARK_SUBMIT_OPTS"] == OURS
