@@ -1,5 +1,6 @@
 """A table of other settings is not mixed with: each key that differs is named, as it was and as it is."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,10 @@ def configured(folder: Path, **changed: Any) -> Config:
             {"etl": {"buckets": 2, "warmup_days": 0}},
             "etl.buckets was 8, is 2; etl.warmup_days was 7.0, is 0.0",
         ),
+        (
+            {"features": {"context": ["relevance"], "context_categories": {"kind": ["a"]}}},
+            'features.context_categories.kind was not set, is ["a"]',
+        ),
     ],
 )
 def test_each_key_that_differs_is_named(tmp_path: Path, changed: dict[str, Any], told: str) -> None:
@@ -66,3 +71,67 @@ def test_of_settings_that_were_not_kept_the_hashes_are_told(tmp_path: Path) -> N
     """As of a table that an earlier version made."""
     config = configured(tmp_path)
     assert changes(config, "old") == f"etl hash old, now {config.etl_hash()}; which keys differ was not kept"
+
+
+def test_where_no_key_differs_the_hashes_are_told(tmp_path: Path) -> None:
+    """As of settings that an earlier version knew and this one does not, or the other way, left to their default."""
+    config = configured(tmp_path)
+    keep_settings(config)
+    path = tmp_path / "etl" / f"{config.etl_hash()}.json"
+    path.rename(path.with_name("old.json"))
+    assert changes(config, "old") == f"etl hash old, now {config.etl_hash()}"
+
+
+ALICE = "alice@example.com"
+
+
+def reading(folder: Path, where: str | None, **columns: str) -> Config:
+    """A configuration whose decisions meet a condition and are mapped so."""
+    found = {"path": str(folder / "decisions.csv"), "columns": columns}
+    return configured(folder, data={"decisions": found if where is None else {**found, "where": where}})
+
+
+@pytest.mark.parametrize(
+    ("was", "told"),
+    [
+        ((f"user_id <> '{ALICE}'", {}), "data.decisions.where differs"),
+        ((None, {"action": f"if(user_id = '{ALICE}', 'hold', thing)"}), "data.decisions.columns.action differs"),
+        (
+            (f"user_id <> '{ALICE}'", {"action": f"'{ALICE}'"}),
+            "data.decisions.columns.action differs; data.decisions.where differs",
+        ),
+    ],
+)
+def test_who_is_named_in_a_condition_or_a_mapping_is_neither_kept_nor_told(
+    tmp_path: Path, was: tuple[str | None, dict[str, str]], told: str
+) -> None:
+    theirs, ours = reading(tmp_path, was[0], **was[1]), configured(tmp_path)
+    for config in (theirs, ours):
+        keep_settings(config)
+    kept = [path.read_text() for path in (tmp_path / "etl").iterdir()]
+    assert [ALICE in each or "user_id" in each for each in kept] == [False, False]
+    assert changes(ours, theirs.etl_hash()) == told
+    assert changes(theirs, ours.etl_hash()) == told
+
+
+def test_a_condition_that_is_the_same_is_not_told(tmp_path: Path) -> None:
+    theirs = reading(tmp_path, "steps > 0", action="thing")
+    keep_settings(theirs)
+    for where, told in (("steps > 0", ""), ("steps > 1", "data.decisions.where differs; ")):
+        other = reading(tmp_path, where, action="thing").model_copy(update={"rewards": ["clicks"]})
+        assert changes(other, theirs.etl_hash()) == f'{told}rewards was ["sends"], is ["clicks"]'
+
+
+def test_a_dataset_that_was_added_is_told_by_its_name(tmp_path: Path) -> None:
+    base = configured(tmp_path)
+    keep_settings(base)
+    data = {name: {"path": str(tmp_path / f"{name}.csv")} for name in ("decisions", "events")}
+    assert changes(configured(tmp_path, data=data), base.etl_hash()) == "data.events was not set, is set"
+
+
+def test_what_is_kept_of_one_condition_says_nothing_of_another(tmp_path: Path) -> None:
+    """Neither that two are equal, nor that they are those of another run."""
+    for config in (reading(tmp_path, "a", action="a", user_id="a"), reading(tmp_path, "a", action="a")):
+        keep_settings(config)
+    digests = re.findall(r'"([0-9a-f]{64})"', "".join(path.read_text() for path in (tmp_path / "etl").iterdir()))
+    assert len(set(digests)) == len(digests) == 5
