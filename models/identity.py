@@ -34,10 +34,20 @@ def identity_of(
     named = {
         "data": [table.fingerprint, None if found is None else found.fingerprint],
         "contract": {key: each for key, each in asdict(table.contract).items() if key != "units"},
-        "settings": {key: each for key, each in asdict(config).items() if key not in FREE},
+        "settings": _settings(config),
         "seed": seed,
         "members": [[each.name, each.seed, each.draws] for each in members],
         "evaluation": [judged_by, rows],
     }
     told: dict[str, Any] = json.loads(json.dumps(named))
     return told
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """Those that no other process may change, an alpha by what is in force."""
+    found = {key: each for key, each in asdict(config).items() if key not in FREE}
+    for each in found["learners"].values():
+        if isinstance(each, dict) and each["alpha"] is None:
+            # The default of the kind that has a penalty; checkpoints of older versions have it for the others too.
+            each["alpha"] = 1.0
+    return found

@@ -93,7 +93,7 @@ def _train(config: Config, processes: distributed.Group) -> dict[str, Any]:
         curves = {name: member.curves for name, member in learned.items()}
         result["mlflow_run"] = registry_of(config).log_run(
             config.name,
-            params={**config.model_dump(mode="json", include={"seed", "train", "policy", "features"})},
+            params=_params(config),
             curves=curves,
             folders={f"policies/{name}": folder for name, folder in folders.items()},
             tags={name: str(value) for name, value in lineage.items()},
@@ -113,6 +113,16 @@ def _train(config: Config, processes: distributed.Group) -> dict[str, Any]:
     # Only a run that was cut short has something to go on from.
     checkpoint_of(config).unlink(missing_ok=True)
     return result
+
+
+def _params(config: Config, *more: str) -> dict[str, Any]:
+    """What MLflow keeps of the configuration: of a learner given as a table, the alpha in force where it gives none."""
+    found = config.model_dump(mode="json", include={"seed", "train", "policy", "features", *more})
+    given = found["train"]["learners"]
+    for name, learner in config.learning.named.items():
+        if isinstance(given[name], dict):
+            given[name]["alpha"] = learner.penalised
+    return found
 
 
 def _budget(config: Config, transitions: table.Transitions) -> Budget | None:
@@ -255,8 +265,7 @@ def _log_sweep(config: Config, found: dict[str, Any], curves: dict[str, list[dic
     """One run for the sweep and one under it for each member; returns the first's id."""
     registry = registry_of(config)
     tags = {name: str(value) for name, value in found["lineage"].items()}
-    params = config.model_dump(mode="json", include={"seed", "train", "policy", "features", "sweep"})
-    parent = registry.log_run(f"{config.name} sweep", params, {}, {}, tags)
+    parent = registry.log_run(f"{config.name} sweep", _params(config, "sweep"), {}, {}, tags)
     for name, member in found["members"].items():
         registry.log_run(
             name,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models import blocks
+from models import blocks, checkpoint
 from models import learn as loop
 from models.batch import Held
 from models.errors import InputError
@@ -330,6 +330,34 @@ def test_train_leaves_a_checkpoint_that_the_same_run_alone_takes_up(world, tmp_p
     state = torch.tensor([[0.0], [1.0]])
     for name in CONFIG.learners:
         assert torch.equal(first[name].q_network(state), again[name].q_network(state))
+
+
+@pytest.mark.parametrize(
+    ("now", "goes_on"),
+    [(Learner(), True), (Learner(alpha=2.0), False), (Learner(penalty="push_down"), False)],
+)
+def test_a_checkpoint_is_of_the_alpha_in_force_however_it_was_given(world, tmp_path, caplog, now, goes_on) -> None:
+    table, path = split_log(world), tmp_path / "learn.safetensors"
+    config = replace(CONFIG, learners={"cql": Learner(alpha=1.0)}, seeds=1)
+    train(table, config, 0, greedy, False, checkpoint=path)
+    with caplog.at_level(logging.INFO, logger="tactful"):
+        train(table, replace(config, learners={"cql": now}), 0, greedy, False, checkpoint=path)
+    assert ("goes on after update 60" in caplog.text) is goes_on
+    assert ("another settings; training starts anew" in caplog.text) is not goes_on
+
+
+def test_a_checkpoint_of_a_version_that_knew_no_unset_alpha_is_taken_up(world, tmp_path: Path, caplog) -> None:
+    """There alpha was 1 by default, whatever the kind; a kind without the penalty has no other."""
+    table, path = split_log(world), tmp_path / "learn.safetensors"
+    config = replace(CONFIG, learners={"ddqn": Learner(kind="ddqn"), "iql": Learner(kind="iql")}, seeds=1)
+    train(table, config, 0, greedy, False, checkpoint=path)
+    tensors, facts = checkpoint.read(path)
+    for each in facts["identity"]["settings"]["learners"].values():
+        each["alpha"] = 1.0
+    checkpoint.write(path, tensors, facts)
+    with caplog.at_level(logging.INFO, logger="tactful"):
+        train(table, config, 0, greedy, False, checkpoint=path)
+    assert "goes on after update 60" in caplog.text
 
 
 @pytest.mark.parametrize("users", [4, 3])

@@ -22,7 +22,7 @@ from models.training import TrainConfig
 from pipelines import jobs, sweep
 from pipelines.cli import app
 from pipelines.config import Config, validate
-from pipelines.jobs import steps
+from pipelines.jobs import learning, steps
 from pipelines.report import render
 from tests.pipelines.test_road import sections, small
 
@@ -393,6 +393,16 @@ def merged(tree: dict[str, Any], lines: dict[str, Any]) -> dict[str, Any]:
     """`tree` with the lines put into it, as a person does."""
     return {**tree, **{key: merged(tree.get(key, {}), value) if isinstance(value, dict) else value
                        for key, value in lines.items()}}  # fmt: skip
+
+
+def test_mlflow_is_told_the_alphas_in_force_beside_the_sweep() -> None:
+    tree = copy.deepcopy(BASE)
+    tree["train"]["learners"] = {"ddqn_cql": {"kind": "ddqn_cql"}, "plain": 0.5}
+    tree |= {"sweep": {"grid": SENDS}}
+    told = learning._params(validate(tree, "small.toml"), "sweep")
+    assert told.keys() == {"seed", "train", "policy", "features", "sweep"}
+    assert told["train"]["learners"]["ddqn_cql"]["alpha"] == 1.0
+    assert told["train"]["learners"]["plain"] == 0.5
 
 
 @pytest.mark.parametrize("alphas", [[], [0.0, 0.5]])

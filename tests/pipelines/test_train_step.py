@@ -1,5 +1,6 @@
 """`tactful train` as it is run: killed and run again, in several processes, and on a log that does not fit."""
 
+import ast
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from models.distributed import Group
 from models.errors import InputError, TactfulError
 from pipelines import jobs
 from pipelines.config import Config, validate
+from pipelines.jobs.steps import registry_of
 from tests.pipelines.test_propensity_step import lost
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,6 +134,21 @@ def test_a_log_larger_than_memory_may_be_goes_the_whole_road(made: Path, tmp_pat
     assert set(found["agreement"]) == {"ddqn", "cql", "iql"}
     jobs.evaluate(config)
     assert jobs.promote(config)["verdict"] in {"PROMOTE", "REFUSE", "INCONCLUSIVE"}
+
+
+def test_mlflow_is_told_the_alpha_that_each_learner_is_penalised_by(made: Path, tmp_path: Path) -> None:
+    """Of a table that leaves it to its default too: 1 of ddqn_cql, 0 of a kind without the penalty."""
+    tables = {"cql": {"kind": "ddqn_cql"}, "half": {"alpha": 0.5}, "iql": {"kind": "iql"}}
+    short = {"steps": 20, "behaviour_steps": 5, "value_steps": 5, "seeds": 1}
+    config, _ = prepared(made, tmp_path, learners={"ddqn": 0.0, **tables}, **short)
+    found = jobs.train(config)
+    run = registry_of(config).client.get_run(found["mlflow_run"])
+    told = ast.literal_eval(run.data.params["train"])
+    alphas = {"cql": 1.0, "half": 0.5, "iql": 0.0}
+    assert {name: told["learners"][name]["alpha"] for name in tables} == alphas
+    assert told["learners"]["ddqn"] == 0.0
+    assert told["steps"] == 20
+    assert {name: found["learners"][name]["alpha"] for name in tables} == alphas
 
 
 class Asked(Exception):
