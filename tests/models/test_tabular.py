@@ -657,7 +657,7 @@ def test_what_the_greedy_value_of_the_logsumexp_form_does_lie_between(seed, stat
 
     V^mu <= max Q: since sum_a mu (softmax / mu - 1) = 0, sum_a mu Q is that of the backup, and the maximum is no less;
     max Q <= V* + c H, H the longest discounted number of decisions: no backup is lifted by more than c. That lift is
-    what `models.watch.Reach` allows for. Without credit both are c a decision lower.
+    what `models.reach.Reach` allows for. Without credit both are c a decision lower.
     """
     chain, c = Chain.drawn(seed, states, actions), alpha / 2
     _, best = chain.fixed(chain.greedy, lambda y: y)
