@@ -224,7 +224,8 @@ def _load(spark: SparkSession, key: str, dataset: Dataset, schema: StructType | 
         if format_of(dataset) == "csv":
             return spark.read.csv(path, header=True, enforceSchema=False, escape='"', sep=dataset.separator)
         if format_of(dataset) == "json":
-            return spark.read.json(path)
+            # Types that are told from the rows change with them, and an id's text with its type.
+            return spark.read.json(path, primitivesAsString=True)
         reader = spark.read if schema is None else spark.read.schema(schema)
         return reader.parquet(path)
     except AnalysisException as error:

@@ -373,3 +373,31 @@ def test_forgetting_is_as_if_they_had_never_been_there(config: Config, spark: Sp
     assert again["fingerprint"] == fingerprint != made["fingerprint"]
     assert again["rows"]["transitions"]["rows"] == len(before)
     assert [user for path in own for user in held(path, gone)] == []
+
+
+def test_nobody_comes_back_by_another_day_of_json(config: Config, spark: SparkSession, tmp_path: Path) -> None:
+    """One float among the ids of a new day, as pandas writes them beside a missing one, changes no other id."""
+
+    def line(user: str, day: int, name: str) -> str:
+        at = f"2026-01-0{day} 10:00:00"
+        more = f'"decided_at": "{at}", "action": "send", "relevance": 0.5'
+        return f'{{"decision_id": "{name}", "user_id": {user}, {more}}}\n'
+
+    def arrive(day: int, *users: str) -> None:
+        (tmp_path / "lines" / f"ds=2026-01-0{day}").mkdir(parents=True)
+        text = "".join(line(user, day, f"{day}-{number}") for number, user in enumerate(users))
+        (tmp_path / "lines" / f"ds=2026-01-0{day}" / "part.json").write_text(text)
+
+    made = tree(tmp_path) | {"data": {"decisions": {"path": str(tmp_path / "lines"), "format": "json"}}}
+    made |= {"rewards": ["sends"], "features": {"state": ["sends_7d"], "context": ["relevance"]}}
+    made["train"] = {"weights": {"sends": 1.0}}
+    made["etl"] |= {"watermark": "2026-01-05", "warmup_days": 0}
+    config = validate(made, "erase.toml")
+    arrive(1, "12345678", "9007199254740993", "9007199254740992")
+    run_etl(spark, config)
+    assert erase.forget(config, ["12345678"]).unknown == []
+    arrive(2, "12345678", "9007199254740993", "77.0")
+    report = run_etl(spark, config)
+    users = [row["user_id"] for row in frame(config, "transitions")]
+    assert sorted(users) == ["77.0", "9007199254740992", "9007199254740993", "9007199254740993"]
+    assert report["rows"]["decisions"]["forgotten"] == 2

@@ -210,6 +210,62 @@ def test_an_object_a_line_is_read_to_the_same_table(spark: SparkSession, tmp_pat
     same(read(spark, configured(tmp_path, decisions=said)), read(spark, configured(tmp_path / "usual")))
 
 
+def by_lines(folder: Path, *days: str) -> Path:
+    """A folder of decisions as JSON, one day a text, in folders by day of arrival from 2026-01-01 on."""
+    for number, lines in enumerate(days):
+        day = folder / "lines" / f"ds=2026-01-0{number + 1}"
+        day.mkdir(parents=True)
+        (day / "part.json").write_text(lines)
+    return folder / "lines"
+
+
+def a_line(user: str, day: int, **more: str) -> str:
+    """A decision as JSON of which each value stands as it is given."""
+    known = {
+        "decision_id": '"d"', "user_id": user, "decided_at": f'"2026-01-0{day} 10:00:00"', "action": '"send"',
+        "relevance": "0.5", "topic": '"news"', "steps": "1",
+    }  # fmt: skip
+    return "{" + ", ".join(f'"{name}": {value}' for name, value in {**known, **more}.items()) + "}\n"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["12345678", "9007199254740993", "9007199254740992", "12345678.0", "1.2345678E7", "1.50", "-0"],
+        ["1234567890123456.789", "123456789012345678901234567890"],
+        ["true", "false"],
+        ["7", "true", '"007"', "7.0"],
+    ],
+    ids=["numbers", "decimals", "booleans", "all kinds"],
+)
+def test_of_json_every_value_is_the_text_that_stands_there(
+    spark: SparkSession, tmp_path: Path, values: list[str]
+) -> None:
+    """Whatever stands in other rows, in objects and lists too."""
+    lines = [
+        a_line(value, 1, topic=f'{{"of": {value}}}', legal_actions=f'[{value}, "hold"]', propensity="0.50")
+        for value in values
+    ]
+    path = by_lines(tmp_path, "".join(lines), a_line("null", 2, topic="null"))
+    said = {"path": str(path), "format": "json", "columns": {"topic": "topic.of"}}
+    found = read(spark, configured(tmp_path, decisions=said)).to_pylist()
+    wanted = sorted(value.strip('"') for value in values)
+    assert sorted(row["user_id"] for row in found if row["user_id"] is not None) == wanted
+    assert sorted(row["category:topic"] for row in found if row["user_id"] is not None) == wanted
+    assert all(row["legal"] == [row["user_id"], "hold"] for row in found if row["user_id"] is not None)
+    assert {row["propensity"] for row in found} == {0.5, None}
+    assert {row["outcome:steps"] for row in found} == {1.0}
+    assert {row["found"] for row in found} == {None}
+
+
+def test_of_json_a_number_that_is_none_is_told(spark: SparkSession, tmp_path: Path) -> None:
+    path = by_lines(tmp_path, a_line('"u"', 1, relevance='"much"', decided_at="1772388300", propensity='"30 %"'))
+    (row,) = read(spark, configured(tmp_path, decisions={"path": str(path), "format": "json"})).to_pylist()
+    assert (row["at"], row["context:relevance"]) == (None, None)
+    assert math.isnan(row["propensity"])
+    assert row["found"] == "decided_at=1772388300; propensity=30 %; relevance=much"
+
+
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 def test_csv_may_have_another_separator(spark: SparkSession, tmp_path: Path, separator: str) -> None:
     (tmp_path / "usual").mkdir()
