@@ -64,8 +64,7 @@ def survey(key: str, path: Path, is_read: Callable[[str], bool], days: tuple[int
     # Workers may run in another folder.
     path = path.resolve()
     found = placed(key, path)
-    inside = [(name, day) for name, day in found if days is None or day is None or days[0] <= day <= days[1]]
-    paths = inside or found[-1:]
+    paths = within(found, days)
     for name, day in paths:
         footer = read_footer(key, name)
         old = {column.name for column in map(footer.schema.column, range(len(footer.schema)))
@@ -107,6 +106,19 @@ def placed(key: str, path: Path) -> list[tuple[str, int | None]]:
     """
     root = path if path.is_dir() else path.parent
     return [(name, _day(key, name, os.path.relpath(name, root))) for name in _listed(path)]
+
+
+def within(found: list[tuple[str, int | None]], days: tuple[int, int] | None) -> list[tuple[str, int | None]]:
+    """Those of a dataset's files that may hold rows which arrived on `days` (first and last), else the newest."""
+    inside = [(name, day) for name, day in found if days is None or day is None or days[0] <= day <= days[1]]
+    return inside or found[-1:]
+
+
+def day_folder(name: str, root: Path) -> str:
+    """The folder of an arrival day that a file under `root` lies in."""
+    found = DAY_FOLDER.search(name, len(str(root)))
+    assert found is not None, name
+    return name[: found.end() - 1]
 
 
 def partitions(key: str, path: Path) -> dict[int | None, list[str]]:

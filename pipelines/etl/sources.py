@@ -6,8 +6,10 @@ read by Arrow in the tasks themselves: the rows then never leave the JVM one by 
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 from pyspark.errors import AnalysisException, ParseException
@@ -26,6 +28,8 @@ from pipelines.sections import Dataset, suggest
 
 DAY_FOLDER = "ds"
 """Partition column of the arrival day, where a dataset is laid out by it."""
+GLOB = re.compile(r"([\\*?\[\]{}])")
+"""What Spark takes in a path for a pattern."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,19 @@ def _through_spark(
     days: Days | None,
     schema: StructType | None,
 ) -> DataFrame:
-    raw = _where(_load(spark, key, dataset, schema), key, dataset)
+    try:
+        return _picked(key, dataset, columns, days, _load(spark, key, dataset, schema, days))
+    except InputError:
+        if days is None or format_of(dataset) != "json":
+            raise
+    # What JSON leaves out where it is null, an expression may name though no row of these days has it.
+    known = _load(spark, key, dataset, None, None, ignoreCorruptFiles=True).schema
+    return _picked(key, dataset, columns, days, _load(spark, key, dataset, known, days))
+
+
+def _picked(key: str, dataset: Dataset, columns: list[Wanted], days: Days | None, loaded: DataFrame) -> DataFrame:
+    """The raw table of a dataset as Spark has loaded it."""
+    raw = _where(loaded, key, dataset)
     by_day = DAY_FOLDER in raw.columns and f"/{DAY_FOLDER}=" in next(iter(raw.inputFiles()), "")
     day = F.unix_date(F.col(DAY_FOLDER).try_cast("date")) if by_day else F.lit(None).cast("int")
     if days is not None and by_day:
@@ -217,19 +233,39 @@ def _spark_kind(kind: pa.DataType) -> pa.DataType:
     return pa.timestamp("us", "UTC") if pa.types.is_timestamp(kind) and kind.unit == "ns" else kind
 
 
-def _load(spark: SparkSession, key: str, dataset: Dataset, schema: StructType | None) -> DataFrame:
-    # Spark's own working directory is that in which its JVM was started.
-    path = str(dataset.path.resolve())
+def _load(
+    spark: SparkSession, key: str, dataset: Dataset, schema: StructType | None, days: Days | None, **how: Any
+) -> DataFrame:
+    """The files of a dataset but for folders of other days; without a schema they alone say which columns there are."""
+    paths = _folders(key, dataset, days)
+    reader = spark.read if schema is None else spark.read.schema(schema)
+    if paths:
+        reader = reader.option("basePath", str(dataset.path.resolve()))
+    else:
+        # Spark's own working directory is that in which its JVM was started.
+        paths = [str(dataset.path.resolve())]
     try:
         if format_of(dataset) == "csv":
-            return spark.read.csv(path, header=True, enforceSchema=False, escape='"', sep=dataset.separator)
+            return reader.csv(paths, header=True, enforceSchema=False, escape='"', sep=dataset.separator)
         if format_of(dataset) == "json":
             # Types that are told from the rows change with them, and an id's text with its type.
-            return spark.read.json(path, primitivesAsString=True)
-        reader = spark.read if schema is None else spark.read.schema(schema)
-        return reader.parquet(path)
+            return reader.options(**how).json(paths, primitivesAsString=True)
+        return reader.parquet(*paths)
     except AnalysisException as error:
         raise InputError(f"{key}.path: {dataset.path} cannot be read: {_first_line(error)}") from None
+
+
+def _folders(key: str, dataset: Dataset, days: Days | None) -> list[str]:
+    """The folders of `days`, and what lies in none of any day; of other days the newest where there is nothing else,
+    for its columns. Empty where that is the whole dataset."""
+    if days is None or format_of(dataset) == "parquet":
+        return []
+    found = files.placed(key, dataset.path.resolve())
+    inside = files.within(found, days)
+    if len(inside) == len(found):
+        return []
+    parts = (files.day_folder(name, dataset.path.resolve()) if day is not None else name for name, day in inside)
+    return [GLOB.sub(r"\\\1", part) for part in dict.fromkeys(parts)]
 
 
 def _where(raw: DataFrame, key: str, dataset: Dataset) -> DataFrame:

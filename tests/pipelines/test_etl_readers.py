@@ -17,6 +17,7 @@ import pytest
 from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
+from models.errors import InputError
 from pipelines.config import Config, validate
 from pipelines.etl.features import DAY
 from pipelines.etl.flow import run_etl
@@ -264,6 +265,49 @@ def test_of_json_a_number_that_is_none_is_told(spark: SparkSession, tmp_path: Pa
     assert (row["at"], row["context:relevance"]) == (None, None)
     assert math.isnan(row["propensity"])
     assert row["found"] == "decided_at=1772388300; propensity=30 %; relevance=much"
+
+
+NEW_YEAR = 20454
+"""2026-01-01, in days since the epoch."""
+
+
+def of_day(spark: SparkSession, folder: Path, number: int, **said: Any) -> list[dict[str, Any]]:
+    """The rows of one day of `by_lines`."""
+    told = {"path": str(folder / "lines"), "format": "json", **said}
+    day = NEW_YEAR + number - 1
+    return read(spark, configured(folder, decisions=told), days=(day, day)).to_pylist()
+
+
+@pytest.mark.parametrize("kind", ["json", "csv"])
+def test_the_days_asked_for_are_opened_alone(spark: SparkSession, tmp_path: Path, kind: str) -> None:
+    """A file of another day that nobody can read is nothing to them; and names are names, never patterns."""
+    path, garbled = by_lines(tmp_path, "", a_line('"u"', 2)), b"\x1f\x8b\x08 no gzip at all"
+    if kind == "csv":
+        header, row = zip(*json.loads(a_line('"u"', 2)).items(), strict=True)
+        (path / "ds=2026-01-02" / "part.json").write_text(",".join(header) + "\n" + ",".join(map(str, row)) + "\n")
+    (path / "ds=2026-01-01" / "part.json").rename(path / "ds=2026-01-01" / "part.json.gz")
+    (path / "ds=2026-01-01" / "part.json.gz").write_bytes(garbled)
+    (path / "ds=2026-01-02" / "part.json").rename(path / "ds=2026-01-02" / "part [1]*.json")
+    (row,) = of_day(spark, tmp_path, 2, format=kind)
+    assert (row["user_id"], row["day"]) == ("u", NEW_YEAR + 1)
+    assert of_day(spark, tmp_path, 9, format=kind) == []
+    path.rename(tmp_path / "{lines}[1]")
+    (row,) = of_day(spark, tmp_path, 2, format=kind, path=str(tmp_path / "{lines}[1]"))
+    assert (row["user_id"], row["day"]) == ("u", NEW_YEAR + 1)
+
+
+def test_a_day_may_lack_what_an_expression_names(spark: SparkSession, tmp_path: Path) -> None:
+    """JSON leaves out what is null: other days tell that there is such a column, and garbled ones tell nothing."""
+    more = {"topic": '{"of": "news"}', "legal_actions": '["hold"]', "arm": '"a"'}
+    path = by_lines(tmp_path, a_line('"u"', 1, **more), a_line('"v"', 2, topic="null", legal_actions="null"), "")
+    (path / "ds=2026-01-03" / "part.json").rename(path / "ds=2026-01-03" / "part.json.gz")
+    (path / "ds=2026-01-03" / "part.json.gz").write_bytes(b"\x1f\x8b\x08 no gzip at all")
+    columns = {"topic": "topic.of", "policy_id": "upper(arm)"}
+    (row,) = of_day(spark, tmp_path, 2, columns=columns, where="arm is null")
+    assert row["user_id"] == "v"
+    assert (row["category:topic"], row["legal"], row["policy_id"]) == (None, None, None)
+    with pytest.raises(InputError, match=r"'nowhere' is no expression"):
+        of_day(spark, tmp_path, 2, columns={**columns, "policy_id": "nowhere"})
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
