@@ -28,6 +28,8 @@ from pipelines.sections import Dataset, suggest
 
 DAY_FOLDER = "ds"
 """Partition column of the arrival day, where a dataset is laid out by it."""
+LINE = "_line_that_is_no_object"
+"""Column of JSON that holds a line which cannot be read; null in the others."""
 GLOB = re.compile(r"([\\*?\[\]{}])")
 """What Spark takes in a path for a pattern."""
 
@@ -189,7 +191,7 @@ def _picked(key: str, dataset: Dataset, columns: list[Wanted], days: Days | None
     day = F.unix_date(F.col(DAY_FOLDER).try_cast("date")) if by_day else F.lit(None).cast("int")
     if days is not None and by_day:
         raw = raw.where(day.isNull() | day.between(*days))
-    picked, losses = [], []
+    picked, losses = [], [F.concat(F.lit("line="), F.col(LINE))] if LINE in raw.columns else []
     for column in columns:
         source, there = _source(key, dataset, column, raw), True
         if source is None:
@@ -249,7 +251,11 @@ def _load(
             return reader.csv(paths, header=True, enforceSchema=False, escape='"', sep=dataset.separator)
         if format_of(dataset) == "json":
             # Types that are told from the rows change with them, and an id's text with its type.
-            return reader.options(**how).json(paths, primitivesAsString=True)
+            how |= {"primitivesAsString": True, "mode": "PERMISSIVE", "columnNameOfCorruptRecord": LINE}
+            reader = reader.options(**how)
+            known = reader.json(paths).schema if schema is None else schema
+            # Spark keeps a line that is no object in a column that the schema names, and only there.
+            return reader.schema(known if LINE in known.names else known.add(LINE, TEXT)).json(paths)
         return reader.parquet(*paths)
     except AnalysisException as error:
         raise InputError(f"{key}.path: {dataset.path} cannot be read: {_first_line(error)}") from None
@@ -273,12 +279,18 @@ def _where(raw: DataFrame, key: str, dataset: Dataset) -> DataFrame:
     if dataset.where is None:
         return raw
     try:
-        return raw.where(dataset.where)
+        condition = F.expr(dataset.where)
+        return raw.where(condition | F.col(LINE).isNotNull() if LINE in raw.columns else condition)
     except (AnalysisException, ParseException) as error:
         raise InputError(
             f"{key}.where: {dataset.where!r} is no condition over {dataset.path}: {_first_line(error)} "
-            f"(its columns: {', '.join(raw.columns)})."
+            f"(its columns: {', '.join(_names(raw))})."
         ) from None
+
+
+def _names(raw: DataFrame) -> list[str]:
+    """The columns that the files themselves have."""
+    return [name for name in raw.columns if name != LINE]
 
 
 def _source(key: str, dataset: Dataset, column: Wanted, raw: DataFrame) -> Column | None:
@@ -287,7 +299,7 @@ def _source(key: str, dataset: Dataset, column: Wanted, raw: DataFrame) -> Colum
     if expression is None:
         if column.name not in raw.columns:
             if column.required:
-                raise absent(key, dataset, column.name, raw.columns)
+                raise absent(key, dataset, column.name, _names(raw))
             return None
         expression = quoted(column.name)
     try:
@@ -296,7 +308,7 @@ def _source(key: str, dataset: Dataset, column: Wanted, raw: DataFrame) -> Colum
     except (AnalysisException, ParseException) as error:
         raise InputError(
             f"{key}.columns.{column.name}: {expression!r} is no expression over {dataset.path}: {_first_line(error)} "
-            f"(its columns: {', '.join(raw.columns)})."
+            f"(its columns: {', '.join(_names(raw))})."
         ) from None
     if column.kind == TEXTS and not isinstance(kind, ArrayType):
         raise InputError(
