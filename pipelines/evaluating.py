@@ -112,7 +112,7 @@ def _dataset(config: Config, named: NamedPolicy, wanted: list[Wanted]) -> Datase
     return Dataset(
         path=named.path,
         format=named.format or usual.format,
-        separator=usual.separator,
+        separator=named.separator or usual.separator,
         where=named.where or usual.where,
         columns={**columns, **named.columns},
     )

@@ -15,7 +15,7 @@ from policies.baselines import Always, Never
 
 SAME = 1e-6
 """How far apart the propensities of one action in one cell may lie, and their sum from 1, to be the policy itself."""
-RECORDED_KEYS = ("path", "format", "where", "columns", "by")
+RECORDED_KEYS = ("path", "format", "separator", "where", "columns", "by")
 """What says where another log lies and how it is cut into cells."""
 
 
@@ -31,9 +31,10 @@ class NamedPolicy:
     probabilities: dict[str, float] = field(default_factory=dict)
     """fixed: weight of each action, 0 for those left out; divided by the sum over the legal ones at every decision."""
     path: Path | None = None
-    """logged: that log, as data.decisions has its own; so are format, where and columns, which default to those of
-    data.decisions."""
+    """logged: that log, as data.decisions has its own; so are format, separator, where and columns, which default to
+    those of data.decisions."""
     format: Literal["parquet", "csv", "json"] | None = None
+    separator: str | None = None
     where: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
     by: tuple[str, ...] = ()

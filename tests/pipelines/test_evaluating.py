@@ -170,6 +170,15 @@ def test_its_columns_are_those_of_the_log_unless_it_says_otherwise(spark: SparkS
     assert policy.told["decisions"] == 50  # type: ignore[attr-defined]
 
 
+def test_another_log_may_have_a_separator_of_its_own(spark: SparkSession, tmp_path: Path) -> None:
+    config = changed(tmp_path, lambda frame: frame, separator=";")
+    path = config.evaluate.policies["other"].path
+    assert path is not None
+    pd.read_csv(path).to_csv(path, sep=";", index=False)
+    (policy,) = named_policies(config, spark)
+    assert policy.told["decisions"] == 60  # type: ignore[attr-defined]
+
+
 def test_never_and_always_are_the_default_where_there_is_a_hold(tmp_path: Path) -> None:
     found = tree(tmp_path)
     assert named_policies(validate(found, "x.toml")) == []
