@@ -4,9 +4,9 @@ import difflib
 import re
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from models.contract import HOLD
 from models.errors import InputError
@@ -14,6 +14,7 @@ from models.rewards.judge.settings import JudgeConfig
 from models.rewards.preference_config import PreferenceConfig
 from models.rewards.settings import LoopConfig, NetworkConfig
 from models.rewards.success import GoalConfig
+from policies.named import check_separator
 
 STATE_FEATURES = (
     "notifications_on",
@@ -64,7 +65,7 @@ class Dataset(Section):
     format: Literal["parquet", "csv", "json"] | None = None
     """By the suffix where absent: .csv is CSV, .json, .jsonl and .ndjson an object a line, each also followed by .gz;
     all else, and a folder, is Parquet."""
-    separator: str = Field(",", min_length=1, max_length=1)
+    separator: Annotated[str, AfterValidator(check_separator)] = ","
     """Between the columns of CSV."""
     where: str | None = None
     """A Spark SQL condition over the log's columns: rows that do not meet it are not read."""

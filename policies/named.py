@@ -19,6 +19,13 @@ RECORDED_KEYS = ("path", "format", "separator", "where", "columns", "by")
 """What says where another log lies and how it is cut into cells."""
 
 
+def check_separator(separator: str) -> str:
+    """What may separate the columns of CSV, as it is. Raises ValueError for what Spark cannot use."""
+    if len(separator) != 1 or separator in '\\"\r\n':
+        raise ValueError("give one character, and no quote, backslash or end of a line")
+    return separator
+
+
 @dataclass(frozen=True)
 class NamedPolicy:
     """One entry of evaluate.policies: a policy that learned nothing from this log."""
@@ -42,6 +49,11 @@ class NamedPolicy:
     cell."""
 
     def __post_init__(self) -> None:
+        if self.separator is not None:
+            try:
+                check_separator(self.separator)
+            except ValueError as error:
+                raise InputError(f"separator is {self.separator!r}; {error}.") from None
         given = [name for name in RECORDED_KEYS if getattr(self, name)]
         if self.kind == "logged" and self.path is None:
             raise InputError("kind 'logged' needs `path`, the log that the policy wrote.")

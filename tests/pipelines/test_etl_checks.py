@@ -117,6 +117,14 @@ def test_what_spark_would_read_is_not_refused(mapping: dict[str, str], tmp_path:
     check_inputs(configured(tmp_path, decisions={"columns": mapping}), range(4))
 
 
+@pytest.mark.parametrize("separator", ["\\", '"', "\r", "\n", "||", ""])
+def test_a_separator_that_spark_cannot_use_is_refused(tmp_path: Path, separator: str) -> None:
+    with pytest.raises(InputError) as caught:
+        configured(tmp_path, decisions={"separator": separator})
+    assert "data.decisions.separator" in str(caught.value)
+    assert "one character, and no quote, backslash or end of a line" in str(caught.value)
+
+
 def test_headers_are_read_as_spark_reads_them(tmp_path: Path) -> None:
     """A byte order mark and blank lines before the header, compressed, and quoted names."""
     quoted = ",".join(f'"{name}"' for name in HEADER.split(","))

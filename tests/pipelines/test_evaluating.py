@@ -194,6 +194,7 @@ def test_never_and_always_are_the_default_where_there_is_a_hold(tmp_path: Path) 
         ({"kind": "fixed", "probabilities": {"z": 1.0}}, ["evaluate.policies.p.probabilities: 'z'", "known: a, b, c"]),
         ({"kind": "logged", "path": "x", "by": ["plac"]}, ["evaluate.policies.p.by: 'plac'", "known: place"]),
         ({"kind": "logged"}, ["needs `path`"]),
+        ({"kind": "logged", "path": "x", "separator": '"'}, ["separator", "one character", "quote"]),
         ({"kind": "uniform", "pth": "x"}, ["evaluate.policies.p.pth: no such key"]),
     ],
 )
