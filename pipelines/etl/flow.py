@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import reduce
 
@@ -122,11 +122,13 @@ def _run(spark: SparkSession, config: Config, rebuild: bool, days: Days | None) 
     clock, bases, codes = _Clock(), _bases(config), range(USERS + 1)
     with clock("read_days"):
         arrived_in = open_sources(spark, config, codes, days)
-        arrivals = read_arrivals(spark, arrived_in, as_of(config), max_lateness(config), days)
-        if days is None:
-            check_usable(spark, arrived_in, arrivals, make_plan(config, 0, 0))
+        # Read once: where it is the clock, another look would believe rows that this one does not.
+        now, base = as_of(config), None if rebuild else bases[TRANSITIONS]
+        arrivals = read_arrivals(spark, arrived_in, now, max_lateness(config), days)
+        if base is None or days is None:
+            check_usable(spark, arrived_in, arrivals, replace(make_plan(config, 0, 0), as_of=now), days)
         days = from_the_first(days, arrivals) if days is not None else None
-        window = open_window(config, arrivals, days, None if rebuild else bases[TRANSITIONS], bases[CONSENT])
+        window = open_window(config, arrivals, days, base, bases[CONSENT], now)
         sources = arrived_in if window.days == days else open_sources(spark, config, codes, window.days)
         accounted = window.accounted
         if accounted != days:

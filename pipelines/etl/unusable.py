@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 
 from models.errors import InputError
 from pipelines.etl.arrivals import Arrivals
-from pipelines.etl.blocks import Batches
+from pipelines.etl.blocks import Batches, arrival_day
 from pipelines.etl.marks import REMEDIES, Marks, Plan, mark_times
-from pipelines.etl.schemas import DECISIONS, EVENTS, NAMES
+from pipelines.etl.schemas import DECISIONS, EVENTS, NAMES, Days
 
 if TYPE_CHECKING:
     # Workers import this module for its kernel, and need neither.
@@ -25,20 +25,28 @@ LETTER, DIGIT = re.compile(r"[^\W\d_]"), re.compile(r"\d")
 READ_AS = re.compile(r"=(.*?)(?=(?:; |, )\w+=|$)", re.DOTALL)
 """What stands behind each name in `found`."""
 IDS = {DECISIONS: ("decision_id", "decided_at"), EVENTS: ("event_id", "occurred_at")}
-READ = ["user_id", "row_id", "at", "logged", "found"]
+READ = ["user_id", "row_id", "at", "logged", "found", "day"]
 SCHEMA = pa.schema([("reason", pa.string()), ("rows", pa.int64()), ("example", pa.string())])
 
 
-def check_usable(spark: "SparkSession", sources: Iterable["Source"], arrivals: Arrivals, plan: Plan) -> None:
-    """Raise InputError where decisions or events have rows and none is in order: reasons, an example and the remedy."""
+def check_usable(
+    spark: "SparkSession", sources: Iterable["Source"], arrivals: Arrivals, plan: Plan, days: Days | None = None
+) -> None:
+    """Raise InputError where decisions or events have rows and none is in order: reasons, an example and the remedy.
+
+    `arrivals`: what arrived on `days` (None: ever), counted by the `as_of` of `plan`.
+    """
     for source in sources:
-        days = arrivals[source.code]
-        if source.code not in IDS or not any(day.rows for day in days) or any(day.good for day in days):
+        counted = arrivals[source.code]
+        if source.code not in IDS or not any(day.rows for day in counted) or any(day.good for day in counted):
             continue
-        found = source.over(spark, _reasons(source.code, plan), SCHEMA, READ).toArrow().to_pylist()
+        found = source.over(spark, _reasons(source.code, plan, days), SCHEMA, READ).toArrow().to_pylist()
         counts: Counter[str] = Counter()
         for row in found:
             counts[row["reason"]] += row["rows"]
+        if not counts:
+            # Other rows lie there than were counted; `check_arrivals` says what there is to say.
+            continue
         commonest, _ = counts.most_common(1)[0]
         example = next(row["example"] for row in found if row["reason"] == commonest)
         listed = ", ".join(f"{reason} {rows}" for reason, rows in counts.most_common())
@@ -49,12 +57,16 @@ def check_usable(spark: "SparkSession", sources: Iterable["Source"], arrivals: A
         )
 
 
-def _reasons(code: int, plan: Plan) -> Callable[[Batches], Batches]:
+def _reasons(code: int, plan: Plan, days: Days | None) -> Callable[[Batches], Batches]:
     row_id, time = IDS[code]
 
     def run(batches: Batches) -> Batches:
         for batch in batches:
             table = pa.Table.from_batches([batch])
+            if days is not None:
+                day = arrival_day(table)
+                inside = pc.and_(pc.greater_equal(day, days[0]), pc.less_equal(day, days[1]))
+                table = table.filter(pc.fill_null(inside, True))
             marks = Marks(table.num_rows)
             mark_times(marks, table, plan, row_id, time)
             reasons = marks.reasons()

@@ -21,7 +21,7 @@ and a run makes every row anew.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
 from deltalake import DeltaTable
@@ -82,11 +82,17 @@ class Window:
 
 
 def open_window(
-    config: Config, arrivals: Arrivals, days: Days | None, base: DeltaTable | None, consent: DeltaTable | None
+    config: Config,
+    arrivals: Arrivals,
+    days: Days | None,
+    base: DeltaTable | None,
+    consent: DeltaTable | None,
+    as_of: int | None = None,
 ) -> Window:
     """The window of a run over the arrival days `days` (None: over all), of which `arrivals` were counted.
 
-    `base` and `consent` are the tables as they stand, None where they are to be made from nothing.
+    `base` and `consent` are the tables as they stand, None where they are to be made from nothing. `as_of`, us: that
+    by which the arrivals were counted; None reads the configuration, or the clock, anew.
     Raises InputError where a dataset has no usable rows, and for days that are missing.
     """
     before = Facts.of(base) if base is not None and days is not None else None
@@ -98,12 +104,12 @@ def open_window(
     if before is None:
         check_arrivals(arrivals)
         check_days(config, arrivals, *(days or (None, None)))
-        return Window(_plan(config, facts := _facts(config, arrivals, days, None)), facts, days, None)
+        return Window(_plan(config, facts := _facts(config, arrivals, days, None), as_of), facts, days, None)
     assert days is not None
     check_days(config, arrivals, *days)
     _check_between(config, before, days)
     facts = _facts(config, arrivals, days, before)
-    plan = _plan(config, facts)
+    plan = _plan(config, facts, as_of)
     if not plan.silent_rows:
         return Window(plan, facts, (facts.first_day, facts.last_day), None)
     fresh = [day for found in arrivals.values() for day in found if day.day is not None and day.day >= days[0]]
@@ -153,8 +159,9 @@ def _facts(config: Config, arrivals: Arrivals, days: Days | None, before: Facts 
     return Facts(watermark(config, min(logged.values())), min(starts), logged, min(there), max(there))
 
 
-def _plan(config: Config, facts: Facts) -> Plan:
-    return make_plan(config, facts.watermark, facts.log_start)
+def _plan(config: Config, facts: Facts, as_of: int | None) -> Plan:
+    plan = make_plan(config, facts.watermark, facts.log_start)
+    return plan if as_of is None else replace(plan, as_of=as_of)
 
 
 def _check_between(config: Config, before: Facts, days: Days) -> None:

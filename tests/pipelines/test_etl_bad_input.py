@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,17 @@ from pyspark.sql import SparkSession
 from models.contract import Contract
 from models.errors import InputError
 from pipelines.config import Config, validate
+from pipelines.etl import plans
+from pipelines.etl.arrivals import Arrived
 from pipelines.etl.features import DAY, HOUR, StateFeatures
 from pipelines.etl.flow import run_etl
 from pipelines.etl.history import mark
 from pipelines.etl.marks import LONGEST_ID, REMEDIES, Plan, contents
+from pipelines.etl.plans import make_plan
 from pipelines.etl.schemas import DECISIONS, EVENTS, USERS
+from pipelines.etl.sources import open_sources
+from pipelines.etl.unusable import check_usable
+from pipelines.etl.window import EVER, day_number
 from pipelines.session import ACCOUNTS
 from policies.constraints import Constraints
 
@@ -309,6 +316,53 @@ def test_unusable_input_stops_the_run(
     assert not (tmp_path / "run" / "transitions").exists()
     # Spark's own account, a page of stack trace as one line of JSON, would bury ours.
     assert sparks_words == []
+
+
+def test_the_first_run_by_days_says_as_much_of_a_log_that_cannot_be_used(spark: SparkSession, tmp_path: Path) -> None:
+    """The scheduled road, `etl --to DAY`; what arrived after that day is none of its rows."""
+    write_csv(tmp_path, decided_at=["soon", "2024-01-01 10:00:00", "2024-01-03 10:00:00"], user_id=["u", "", ""])
+    with pytest.raises(InputError, match=r"none of its 2 rows can be used: missing_.*data.decisions.columns"):
+        run_etl(spark, configured(tmp_path), days=(EVER, day_number("2024-01-02", "day")))
+
+
+def test_a_run_has_one_now(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows logged between the first look at the clock and the next are ahead of it, for every rule."""
+    moments = (datetime(2023, 1, 1, tzinfo=UTC) + timedelta(days=800 * n) for n in range(9))
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return next(moments)
+
+    monkeypatch.setattr(plans, "datetime", Clock)
+    write_csv(tmp_path)
+    with pytest.raises(InputError, match="none of its 3 rows can be used: clock_ahead 3"):
+        run_etl(spark, configured(tmp_path))
+
+
+def test_a_run_believes_in_the_end_what_it_believed_first(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = (datetime(2024, 1, 2, 12, tzinfo=UTC) + timedelta(days=800 * n) for n in range(9))
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return next(moments)
+
+    monkeypatch.setattr(plans, "datetime", Clock)
+    write_csv(tmp_path)
+    report = run_etl(spark, configured(tmp_path, etl__max_quarantined=0.5))
+    assert report["as_of"] == "2024-01-02T12:00:00+00:00"
+    assert report["rows"]["decisions"]["by_reason"] == {"clock_ahead": 1}
+
+
+def test_of_rows_without_a_fault_nothing_is_said(spark: SparkSession, tmp_path: Path) -> None:
+    """The file may have changed since its rows were counted."""
+    write_csv(tmp_path)
+    config = configured(tmp_path)
+    arrivals = {DECISIONS: [Arrived(None, 3, 0, None, None, 0)]}
+    check_usable(spark, open_sources(spark, config, range(1), None), arrivals, make_plan(config, 0, 0))
 
 
 @pytest.mark.parametrize(
