@@ -4,7 +4,8 @@ A value may itself say who somebody is, as where a column of addresses was mappe
 the rows of `NAMED_FROM` users hold it. Users lie whole in one bucket, so that counts of rows and of users add.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,13 @@ LONGEST = 40
 Offence = tuple[str, str, int, int]
 """Reason, value, its rows, the users whose rows they are."""
 
-UNREAD = ("decided_at", "occurred_at", "valid_from", "logged_at", "feature", "reward")
-"""What is missing where it could not be read: `found` has the text."""
+TIMES = ("decided_at", "occurred_at", "valid_from", "logged_at")
 LABEL = ("unknown_action", "unknown_kind")
 PROPENSITY = ("propensity_out_of_range", "forced_propensity")
+KEPT_AS = {"missing_feature": "context:", "missing_reward": "outcome:"}
+"""What begins the raw table's name of the number that such a reason is about."""
+PARTS = re.compile(r"; (?=[^;=]+=)")
+"""Between what `found` has of one column and of the next."""
 
 
 def offences(rows: pa.Table, reason: pa.ChunkedArray, contract: Contract) -> list[Offence]:
@@ -39,7 +43,7 @@ def offences(rows: pa.Table, reason: pa.ChunkedArray, contract: Contract) -> lis
     found = []
     for name in pc.unique(reason).to_pylist():
         these = rows.filter(pc.equal(reason, name))
-        place, values = _values(name.split(":")[0], these, contract)
+        place, values = _values(name, these, contract)
         if values is None:
             continue
         users = these["user_id"].take(place)
@@ -64,12 +68,41 @@ def _values(reason: str, rows: pa.Table, contract: Contract) -> tuple[pa.Array, 
         texts = pc.fill_null(pc.list_flatten(lists), "null")
         unknown = pc.invert(pc.is_in(texts, value_set=pa.array(contract.actions)))
         return pc.list_parent_indices(lists).filter(unknown), texts.filter(unknown)
-    unread = _whole(rows["found"])
+    first, _, name = reason.partition(":")
     if reason in PROPENSITY:
-        return place, pc.coalesce(unread, pc.cast(_whole(rows["propensity"]), pa.string()))
-    if reason.removeprefix("missing_") in UNREAD:
-        return place.filter(pc.is_valid(unread)), unread.drop_null()
-    return place, None
+        name = column = "propensity"
+    elif first in KEPT_AS:
+        column = KEPT_AS[first] + name
+    elif reason.removeprefix("missing_") in TIMES:
+        name, column = reason.removeprefix("missing_"), ""
+    else:
+        return place, None
+    told = _of_column(_whole(rows["found"]), name, rows.schema)
+    if column in rows.column_names:
+        told = pc.coalesce(told, pc.cast(_whole(rows[column]), pa.string()))
+    return place.filter(pc.is_valid(told)), told.drop_null()
+
+
+def _of_column(found: pa.Array, name: str, schema: pa.Schema) -> pa.Array:
+    """[V] what each `found` [V] has of the column; null where it has nothing."""
+    others = {field.name.split(":", 1)[-1] for field in schema if pa.types.is_floating(field.type)} - {name}
+    coded = found.dictionary_encode()
+    parts = [part_of(text, name, others) for text in coded.dictionary.to_pylist()]
+    return pa.array(parts, pa.string()).take(coded.indices)
+
+
+def part_of(found: str, name: str, others: Collection[str]) -> str | None:
+    """`NAME=text` of the column, out of what could not be read of a row (see sources.py); None where it is not there.
+
+    A mapped time is told by the log's own columns, `name=text, name=text`: the part that begins with none of the
+    `others`, which are the numbers, is the time's.
+    """
+    parts = PARTS.split(found)
+    own = next((part for part in parts if part.startswith(f"{name}=")), None)
+    if own is None and name in TIMES:
+        known = {*others, "logged_at"}
+        return next((part for part in parts if part.partition("=")[0] not in known), None)
+    return own
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:

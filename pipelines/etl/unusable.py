@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +13,8 @@ from models.errors import InputError
 from pipelines.etl.arrivals import Arrivals
 from pipelines.etl.blocks import Batches, arrival_day
 from pipelines.etl.marks import REMEDIES, Marks, Plan, mark_times
-from pipelines.etl.schemas import DECISIONS, EVENTS, NAMES, Days
+from pipelines.etl.offenders import TIMES, part_of
+from pipelines.etl.schemas import DECISIONS, EVENTS, NAMES, NUMBER, Days
 
 if TYPE_CHECKING:
     # Workers import this module for its kernel, and need neither.
@@ -40,7 +41,7 @@ def check_usable(
         counted = arrivals[source.code]
         if source.code not in IDS or not any(day.rows for day in counted) or any(day.good for day in counted):
             continue
-        found = source.over(spark, _reasons(source.code, plan, days), SCHEMA, READ).toArrow().to_pylist()
+        found = source.over(spark, _reasons(source, plan, days), SCHEMA, READ).toArrow().to_pylist()
         counts: Counter[str] = Counter()
         for row in found:
             counts[row["reason"]] += row["rows"]
@@ -57,8 +58,10 @@ def check_usable(
         )
 
 
-def _reasons(code: int, plan: Plan, days: Days | None) -> Callable[[Batches], Batches]:
-    row_id, time = IDS[code]
+def _reasons(source: "Source", plan: Plan, days: Days | None) -> Callable[[Batches], Batches]:
+    row_id, time = IDS[source.code]
+    # A source holds a DataFrame, which does not travel to the workers.
+    numbers = {column.name for column in source.columns if column.kind == NUMBER}
 
     def run(batches: Batches) -> Batches:
         for batch in batches:
@@ -71,26 +74,29 @@ def _reasons(code: int, plan: Plan, days: Days | None) -> Callable[[Batches], Ba
             mark_times(marks, table, plan, row_id, time)
             reasons = marks.reasons()
             found = [
-                (reason.as_py(), int(pc.sum(pc.equal(reasons, reason)).as_py()), _example(table, reasons, reason, time))
-                for reason in pc.unique(reasons)
-                if reason.is_valid
+                (reason, pc.sum(pc.equal(reasons, reason)).as_py(), _example(table, reasons, reason, time, numbers))
+                for reason in pc.unique(reasons).drop_null().to_pylist()
             ]
             yield pa.RecordBatch.from_pylist([dict(zip(SCHEMA.names, row, strict=True)) for row in found], SCHEMA)
 
     return run
 
 
-def _example(table: pa.Table, reasons: pa.Array, reason: pa.Scalar, time: str) -> str:
-    """The form of what could not be read of the first such row, else its times.
+def _example(table: pa.Table, reasons: pa.Array, reason: str, time: str, numbers: Collection[str]) -> str:
+    """What is wrong with the first such row: its ids, the form of its time where it could not be read, else its times.
 
     9 stands for a digit and a for a letter: a column mapped by mistake may say who somebody is, and the form is enough.
     """
     row = table.slice(pc.index(reasons, reason).as_py(), 1).to_pylist()[0]
+    if reason == "oversized_user_id":
+        return f"user_id of {len(row['user_id'].encode()):,} bytes"
+    missing = reason.removeprefix("missing_")
+    if missing != reason and missing not in TIMES:
+        return f"{missing} null"
+    if missing in TIMES and row["found"] and (part := part_of(row["found"], missing, numbers)):
+        return READ_AS.sub(lambda value: "=" + DIGIT.sub("9", LETTER.sub("a", value[1])), part)
     # A clock can be further ahead than Python's dates reach.
-    times = ", ".join(
+    return ", ".join(
         f"{name} {'null' if at is None else np.datetime64(at, 'us')}"
         for name, at in ((time, row["at"]), ("logged_at", row["logged"]))
     )
-    if not row["found"]:
-        return times
-    return READ_AS.sub(lambda value: "=" + DIGIT.sub("9", LETTER.sub("a", value[1])), row["found"])

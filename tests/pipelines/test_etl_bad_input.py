@@ -279,6 +279,26 @@ def sparks_words(spark: SparkSession) -> Iterator[list[str]]:
             ["missing_decided_at 3", "found decided_at=9.9.99:"],
         ),
         (
+            {"user_id": [""] * 3, "propensity": ["n/a"] * 3},
+            {},
+            ["missing_user_id 3; found user_id null: log whose row it is"],
+        ),
+        (
+            {"user_id": ["é" * 600] * 3, "decided_at": ["2999-01-01"] * 3},
+            {},
+            ["oversized_user_id 3; found user_id of 1,200 bytes: log an id"],
+        ),
+        (
+            {"decided_at": ["2000-01-02"] * 3, "propensity": ["n/a"] * 3},
+            {"data__decisions__columns": {"logged_at": "decided_at - interval 1 day"}},
+            ["logged_before_it_happened 3; found decided_at 2000-01-02T00:00:00.000000, logged_at 2000-01-01"],
+        ),
+        (
+            {"propensity": ["n/a"] * 3, "received": ["soon"] * 3},
+            {"data__decisions__columns": {"logged_at": "try_to_timestamp(received)"}},
+            ["missing_logged_at 3; found received=aaaa: log when"],
+        ),
+        (
             {"decided_at": ["2000-01-02"] * 3},
             {"data__decisions__columns": {"logged_at": "timestamp_seconds(1700000000000)"}},
             ["clock_ahead 3", "found decided_at 2000-01-02T00:00:00.000000, logged_at 55840-11-", "clock"],

@@ -21,6 +21,8 @@ SCHEMA = pa.schema(
         ("label", pa.string()),
         ("legal", pa.list_(pa.string())),
         ("propensity", pa.float64()),
+        ("context:relevance", pa.float64()),
+        ("outcome:value", pa.float64()),
         ("found", pa.string()),
     ]
 )
@@ -61,6 +63,26 @@ def counted(reason: str, *rows: dict[str, Any]) -> list[tuple[str, int, int]]:
         ("forced_propensity", [{"propensity": 0.5}], [("0.5", 1, 1)]),
         ("missing_decided_at", [{"found": "decided_at=soon"}, {"found": None}], [("decided_at=soon", 1, 1)]),
         ("missing_feature:relevance", [{"found": "relevance=high"}], [("relevance=high", 1, 1)]),
+        # What could not be read of other columns is not what the reason is about.
+        ("propensity_out_of_range", [{"propensity": 1.5, "found": "relevance=n/a"}], [("1.5", 1, 1)]),
+        (
+            "propensity_out_of_range",
+            [{"propensity": float("nan"), "found": "propensity=a; b; relevance=n/a"}],
+            [("propensity=a; b", 1, 1)],
+        ),
+        ("missing_feature:relevance", [{"found": "value=n/a"}], []),
+        ("missing_feature:relevance", [{"found": "value=n/a; relevance=x"}], [("relevance=x", 1, 1)]),
+        ("missing_feature:relevance", [{"context:relevance": float("inf"), "found": "value=n/a"}], [("inf", 1, 1)]),
+        ("missing_feature:topic", [{"found": "relevance=n/a"}], []),
+        ("missing_reward:value", [{"found": "propensity=x; value=n/a"}], [("value=n/a", 1, 1)]),
+        ("missing_reward:value", [{"found": "my value=n/a"}], []),
+        # A mapped time tells the log's own columns.
+        ("missing_decided_at", [{"found": "date=1.2.24, hour=ten; relevance=x"}], [("date=1.2.24, hour=ten", 1, 1)]),
+        ("missing_decided_at", [{"found": "relevance=x"}], []),
+        ("missing_decided_at", [{"found": "logged_at=late"}], []),
+        ("missing_logged_at", [{"found": "propensity=x; received=soon; relevance=y"}], [("received=soon", 1, 1)]),
+        ("missing_logged_at", [{"found": "propensity=x; logged_at=soon"}], [("logged_at=soon", 1, 1)]),
+        ("missing_logged_at", [{"found": "propensity=x; relevance=y"}], []),
         ("missing_user_id", [{"found": "relevance=high"}], []),
         ("too_late", [{"label": "send"}], []),
     ],
