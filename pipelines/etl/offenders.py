@@ -25,8 +25,8 @@ SENT = 100
 LONGEST = 40
 """Letters of a value that are kept."""
 
-Offence = tuple[str, str, int, int]
-"""Reason, value, its rows, the users whose rows they are."""
+Offence = tuple[str, str | None, int, int]
+"""Reason, value, its rows, the users whose rows they are; None stands for the values that were not sent."""
 
 TIMES = ("decided_at", "occurred_at", "valid_from", "logged_at")
 LABEL = ("unknown_action", "unknown_kind")
@@ -50,8 +50,11 @@ def offences(rows: pa.Table, reason: pa.ChunkedArray, contract: Contract) -> lis
         table = pa.table({"value": pc.utf8_slice_codeunits(values, 0, LONGEST), "user": users})
         counted = table.group_by("value").aggregate([([], "count_all"), ("user", "count_distinct")])
         order = [("count_all", "descending"), ("value", "ascending")]
-        for row in counted.sort_by(order).slice(0, SENT).to_pylist():
+        ordered = counted.sort_by(order)
+        for row in ordered.slice(0, SENT).to_pylist():
             found.append((name, row["value"], row["count_all"], row["user_count_distinct"]))
+        if ordered.num_rows > SENT:
+            found.append((name, None, pc.sum(ordered["count_all"].slice(SENT)).as_py(), 0))
     return found
 
 
@@ -115,7 +118,7 @@ def in_words(by_reason: Mapping[str, int], found: Iterable[Offence], contract: C
 
     `by_reason`: rows of each reason. `table`: the Delta table of quarantined rows.
     """
-    totals: dict[str, dict[str, tuple[int, int]]] = {}
+    totals: dict[str, dict[str | None, tuple[int, int]]] = {}
     for reason, value, rows, users in found:
         values = totals.setdefault(reason, {})
         before = values.get(value, (0, 0))
@@ -135,12 +138,15 @@ def in_words(by_reason: Mapping[str, int], found: Iterable[Offence], contract: C
     return "\n".join(lines)
 
 
-def _named(values: Mapping[str, tuple[int, int]]) -> str:
-    shared = [(value, rows) for value, (rows, users) in values.items() if users >= NAMED_FROM]
+def _named(values: Mapping[str | None, tuple[int, int]]) -> str:
+    # A bucket that did not send all may hold more rows of any value.
+    most = None in values
+    shared = [(v, rows) for v, (rows, users) in values.items() if v is not None and users >= NAMED_FROM]
     if not shared:
-        return f"no value stands in rows of {NAMED_FROM} users or more, so none is named here"
+        stands = "is known to stand" if most else "stands"
+        return f"no value {stands} in rows of {NAMED_FROM} users or more, so none is named here"
     shared.sort(key=lambda item: (-item[1], item[0]))
-    told = ", ".join(f"{value!r} ({rows:,})" for value, rows in shared[:NAMED])
+    told = ", ".join(f"{value!r} ({'at least ' * most}{rows:,})" for value, rows in shared[:NAMED])
     return f"found {told}" + (" and others" if len(values) > len(shared[:NAMED]) else "")
 
 

@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
 )
 
 
-def counted(reason: str, *rows: dict[str, Any]) -> list[tuple[str, int, int]]:
+def counted(reason: str, *rows: dict[str, Any]) -> list[tuple[str | None, int, int]]:
     """(value, rows, users) of rows that all have one reason; without a user_id each is another user's."""
     table = pa.Table.from_pylist([{"user_id": f"u{n}", **row} for n, row in enumerate(rows)], SCHEMA)
     found = offences(table, pa.chunked_array([[reason] * len(rows)], pa.string()), CONTRACT)
@@ -94,8 +94,27 @@ def test_the_values_that_a_reason_is_about_are_counted(
 
 
 def test_of_a_column_of_other_things_not_every_value_is_sent() -> None:
+    """But how many rows hold the others."""
     rows = [{"label": f"n{n:04d}"} for n in range(2 * SENT)]
-    assert len(counted("unknown_action", *rows)) == SENT
+    found = counted("unknown_action", *rows)
+    assert len(found) == SENT + 1
+    assert found[-1] == (None, SENT, 0)
+    assert len(counted("unknown_action", *rows[:SENT])) == SENT
+
+
+def test_a_count_is_told_as_exact_only_where_every_value_was_sent() -> None:
+    """`push` is in 2 rows of each of two buckets; the second has as many commoner values as are sent."""
+    push = [{"label": "push"}] * 2
+    rows = [{"label": f"n{n % SENT:04d}"} for n in range(3 * SENT)]
+
+    def told(*buckets: list[dict[str, Any]]) -> str:
+        found = [("unknown_action", *each) for bucket in buckets for each in counted("unknown_action", *bucket)]
+        return in_words({"unknown_action": 9, "unknown_kind": 9}, found, CONTRACT, Path("quarantine"))
+
+    assert "found 'push' (10) and others;" in told(5 * push, [{"label": "other"}])
+    assert "found 'push' (at least 10)" in told(5 * push, push + rows)
+    assert "no value is known to stand in rows of 5 users or more, so none is named here" in told(push, push + rows)
+    assert "no value stands in rows of 5 users or more, so none is named here" in told(push, push)
 
 
 def test_a_value_is_named_where_enough_users_hold_it() -> None:
