@@ -1,10 +1,13 @@
 """The values for which raw rows are quarantined: counted where the rows are, so that an error can name them.
 
-A value may itself say who somebody is, as where a column of addresses was mapped to `action`: it is named only where
-the rows of `NAMED_FROM` users hold it. Users lie whole in one bucket, so that counts of rows and of users add.
+A value may itself say who somebody is, as where a column of addresses was mapped to `action`: it is told only where
+the rows of `NAMED_FROM` users hold it. Where row ids were mapped to `user_id` each row is a user: so what does not look
+like a label is told by its form alone. Users lie whole in one bucket, so that counts of rows and of users add.
 """
 
 import re
+import string
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -33,6 +36,12 @@ LABEL = ("unknown_action", "unknown_kind")
 PROPENSITY = ("propensity_out_of_range", "forced_propensity")
 KEPT_AS = {"missing_feature": "context:", "missing_reward": "outcome:"}
 """What begins the raw table's name of the number that such a reason is about."""
+DIGITS = 3
+"""Of a label at most: more may be the number of somebody."""
+PLAIN = frozenset("_-. ")
+"""What a label has besides letters and digits."""
+KEPT = frozenset(string.punctuation + " ")
+"""What a form shows as it is."""
 PARTS = re.compile(r"; (?=[^;=]+=)")
 """Between what `found` has of one column and of the next."""
 
@@ -125,7 +134,7 @@ def in_words(by_reason: Mapping[str, int], found: Iterable[Offence], contract: C
         values[value] = before[0] + rows, before[1] + users
     lines = []
     for reason, rows in sorted(by_reason.items(), key=lambda item: (-item[1], item[0])):
-        words = [_named(totals[reason])] if reason in totals else []
+        words = [_named(reason, totals[reason])] if reason in totals else []
         if known := _known(reason, contract):
             words.append(f"known: {', '.join(known)}")
         words.append(REMEDIES[reason.split(":")[0]])
@@ -138,16 +147,48 @@ def in_words(by_reason: Mapping[str, int], found: Iterable[Offence], contract: C
     return "\n".join(lines)
 
 
-def _named(values: Mapping[str | None, tuple[int, int]]) -> str:
+def _named(reason: str, values: Mapping[str | None, tuple[int, int]]) -> str:
     # A bucket that did not send all may hold more rows of any value.
     most = None in values
     shared = [(v, rows) for v, (rows, users) in values.items() if v is not None and users >= NAMED_FROM]
     if not shared:
         stands = "is known to stand" if most else "stands"
         return f"no value {stands} in rows of {NAMED_FROM} users or more, so none is named here"
-    shared.sort(key=lambda item: (-item[1], item[0]))
-    told = ", ".join(f"{value!r} ({'at least ' * most}{rows:,})" for value, rows in shared[:NAMED])
-    return f"found {told}" + (" and others" if len(values) > len(shared[:NAMED]) else "")
+    told: Counter[str] = Counter()
+    for value, rows in shared:
+        told[_shown(reason, value)] += rows
+    named = sorted(told.items(), key=lambda item: (-item[1], item[0]))[:NAMED]
+    listed = ", ".join(f"{text!r} ({'at least ' * most}{rows:,})" for text, rows in named)
+    return f"found {listed}" + (" and others" if len(values) > len(shared) or len(told) > len(named) else "")
+
+
+def _shown(reason: str, value: str) -> str:
+    """The value, or its form."""
+    if reason == "illegal_action":
+        # The action and those legal stand in `actions`, or the reason were another.
+        return value
+    if reason in (*LABEL, "unknown_legal_action"):
+        return _told(value)
+    number = reason in PROPENSITY
+    own = "propensity" if number else reason.partition(":")[2] or reason.removeprefix("missing_")
+    if value.startswith(f"{own}="):
+        return f"{own}={_told(value.removeprefix(f'{own}='), number)}"
+    # The log's own name of a mapped time.
+    name, equals, text = value.partition("=")
+    return f"{_told(name)}={_told(text)}" if equals else _told(value, number)
+
+
+def _told(text: str, number: bool = False) -> str:
+    """The text where it looks like a label (or, if asked, a short number), else its form."""
+    digits = sum(letter.isdigit() for letter in text)
+    plain = all(letter.isalpha() or letter.isdigit() or letter in PLAIN for letter in text)
+    worded = number or any(letter.isalpha() for letter in text)
+    return text if plain and worded and digits <= DIGITS and len(text) < LONGEST else form_of(text)
+
+
+def form_of(text: str) -> str:
+    """The text with 9 for a digit and a for all else but ASCII punctuation and spaces."""
+    return "".join(letter if letter in KEPT else "9" if letter.isdigit() else "a" for letter in text)
 
 
 def _known(reason: str, contract: Contract) -> Sequence[str]:

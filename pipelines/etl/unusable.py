@@ -13,7 +13,7 @@ from models.errors import InputError
 from pipelines.etl.arrivals import Arrivals
 from pipelines.etl.blocks import Batches, arrival_day
 from pipelines.etl.marks import REMEDIES, Marks, Plan, mark_times
-from pipelines.etl.offenders import TIMES, part_of
+from pipelines.etl.offenders import TIMES, form_of, part_of
 from pipelines.etl.schemas import DECISIONS, EVENTS, NAMES, NUMBER, Days
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from pipelines.etl.sources import Source
 
-LETTER, DIGIT = re.compile(r"[^\W\d_]"), re.compile(r"\d")
 READ_AS = re.compile(r"=(.*?)(?=(?:; |, )\w+=|$)", re.DOTALL)
 """What stands behind each name in `found`."""
 IDS = {DECISIONS: ("decision_id", "decided_at"), EVENTS: ("event_id", "occurred_at")}
@@ -94,7 +93,7 @@ def _example(table: pa.Table, reasons: pa.Array, reason: str, time: str, numbers
     if missing != reason and missing not in TIMES:
         return f"{missing} null"
     if missing in TIMES and row["found"] and (part := part_of(row["found"], missing, numbers)):
-        return READ_AS.sub(lambda value: "=" + DIGIT.sub("9", LETTER.sub("a", value[1])), part)
+        return READ_AS.sub(lambda value: "=" + form_of(value[1]), part)
     # A clock can be further ahead than Python's dates reach.
     return ", ".join(
         f"{name} {'null' if at is None else np.datetime64(at, 'us')}"

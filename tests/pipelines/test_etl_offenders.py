@@ -12,7 +12,7 @@ from models.contract import Contract
 from models.errors import QualityError
 from pipelines.config import validate
 from pipelines.etl.flow import run_etl
-from pipelines.etl.offenders import LONGEST, NAMED_FROM, SENT, in_words, offences
+from pipelines.etl.offenders import LONGEST, NAMED_FROM, SENT, form_of, in_words, offences
 
 CONTRACT = Contract(("hold", "send"), ("badge",), ("clicks",))
 SCHEMA = pa.schema(
@@ -125,6 +125,61 @@ def test_a_value_is_named_where_enough_users_hold_it() -> None:
     assert "found 'SEND' (90);" in told(NAMED_FROM)
     assert "SEND" not in told(NAMED_FROM - 1)
     assert "none is named here; known: hold, send" in told(NAMED_FROM - 1)
+
+
+@pytest.mark.parametrize(
+    ("reason", "value", "told"),
+    [
+        ("unknown_action", "Push", "'Push'"),
+        ("unknown_action", "push_2.v1-b c", "'push_2.v1-b c'"),
+        ("unknown_action", "Löschen", "'Löschen'"),
+        ("unknown_action", "null", "'null'"),
+        ("unknown_action", "alice@example.com", "'aaaaa@aaaaaaa.aaa'"),
+        ("unknown_action", "anna1987", "'aaaa9999'"),
+        ("unknown_action", "0491761", "'9999999'"),
+        ("unknown_action", "17", "'99'"),
+        ("unknown_action", "+49 17", "'+99 99'"),
+        ("unknown_action", "10.0.0.1", "'99.9.9.9'"),
+        ("unknown_action", "action=Ann (home)", "'aaaaaa=aaa (aaaa)'"),
+        ("unknown_kind", "x" * LONGEST, repr("a" * LONGEST)),
+        ("unknown_legal_action", "a b, c", "'a a, a'"),
+        ("illegal_action", "send, where legal is: hold, badge_2024", "'send, where legal is: hold, badge_2024'"),
+        ("propensity_out_of_range", "1.5", "'1.5'"),
+        ("propensity_out_of_range", "-37", "'-37'"),
+        ("propensity_out_of_range", "nan", "'nan'"),
+        ("propensity_out_of_range", "4.917612345678e+12", "'9.999999999999a+99'"),
+        ("propensity_out_of_range", "propensity=0,5", "'propensity=9,9'"),
+        ("propensity_out_of_range", "propensity=high", "'propensity=high'"),
+        ("missing_feature:relevance", "relevance=bob@x.org", "'relevance=aaa@a.aaa'"),
+        ("missing_reward:steps_202409", "steps_202409=few", "'steps_202409=few'"),
+        ("missing_decided_at", "date=1.2.1987, hour=ten", "'date=9.9.9999, aaaa=aaa'"),
+        ("missing_decided_at", "b@x.org=soon", "'a@a.aaa=soon'"),
+    ],
+)
+def test_a_value_that_does_not_look_like_a_label_is_told_by_its_form(reason: str, value: str, told: str) -> None:
+    """What many users hold too: where row ids were mapped to user_id, each row is a user."""
+    words = in_words({reason: 6}, [(reason, value, 6, 6)], CONTRACT, Path("quarantine"))
+    assert f"found {told} (6);" in words
+
+
+def test_values_of_one_form_are_one() -> None:
+    found = [("unknown_action", value, 6, 6) for value in ("ann@x.org", "bob@x.org", "hm")]
+    words = in_words({"unknown_action": 18}, found, CONTRACT, Path("quarantine"))
+    assert "found 'aaa@a.aaa' (12), 'hm' (6); known" in words
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("Ann-2, b@c.d e", "aaa-9, a@a.a a"),
+        ("é中ß", "aaa"),
+        # A vowel sign is no letter, and the digits are Devanagari's.
+        ("कि१२", "aa99"),
+        ("a\n\t–", "aaaa"),
+    ],
+)
+def test_a_form_has_nothing_but_punctuation_of_what_it_is_of(text: str, form: str) -> None:
+    assert form_of(text) == form
 
 
 def test_a_log_with_other_names_for_its_actions_is_told_which(spark: SparkSession, tmp_path: Path) -> None:

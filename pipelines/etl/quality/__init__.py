@@ -139,7 +139,8 @@ def check_quarantined(
 ) -> None:
     """Raise QualityError where a larger share than `most` of a dataset is quarantined.
 
-    It names each reason with its rows, what of `found` many users hold, what is known, the remedy, and the `table`.
+    It names each reason with its rows, what of `found` many users hold (of what is no label the form), what is known,
+    the remedy, and the `table`.
     """
     read, by_reason = counts["read"], counts["by_reason"]
     caught = sum(by_reason.values())
