@@ -126,7 +126,7 @@ def _run(spark: SparkSession, config: Config, rebuild: bool, days: Days | None) 
         now, base = as_of(config), None if rebuild else bases[TRANSITIONS]
         arrivals = read_arrivals(spark, arrived_in, now, max_lateness(config), days)
         if base is None or days is None:
-            check_usable(spark, arrived_in, arrivals, replace(make_plan(config, 0, 0), as_of=now), days)
+            check_usable(spark, config, arrived_in, arrivals, replace(make_plan(config, 0, 0), as_of=now), days)
         days = from_the_first(days, arrivals) if days is not None else None
         window = open_window(config, arrivals, days, base, bases[CONSENT], now)
         sources = arrived_in if window.days == days else open_sources(spark, config, codes, window.days)

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,23 +14,29 @@ from pipelines.etl.arrivals import Arrivals
 from pipelines.etl.blocks import Batches, arrival_day
 from pipelines.etl.marks import REMEDIES, Marks, Plan, mark_times
 from pipelines.etl.offenders import TIMES, form_of, part_of
-from pipelines.etl.schemas import DECISIONS, EVENTS, NAMES, NUMBER, Days
+from pipelines.etl.schemas import DECISIONS, EVENTS, NAMES, NUMBER, TIME, Days
 
 if TYPE_CHECKING:
     # Workers import this module for its kernel, and need neither.
     from pyspark.sql import SparkSession
 
+    from pipelines.config import Config
     from pipelines.etl.sources import Source
 
-READ_AS = re.compile(r"=(.*?)(?=(?:; |, )\w+=|$)", re.DOTALL)
-"""What stands behind each name in `found`."""
+NAMED_BY = re.compile(r"`([^`]+)`|(\w+)")
+"""The names in a mapped expression, among them those of the log's own columns."""
 IDS = {DECISIONS: ("decision_id", "decided_at"), EVENTS: ("event_id", "occurred_at")}
 READ = ["user_id", "row_id", "at", "logged", "found", "day"]
 SCHEMA = pa.schema([("reason", pa.string()), ("rows", pa.int64()), ("example", pa.string())])
 
 
 def check_usable(
-    spark: "SparkSession", sources: Iterable["Source"], arrivals: Arrivals, plan: Plan, days: Days | None = None
+    spark: "SparkSession",
+    config: "Config",
+    sources: Iterable["Source"],
+    arrivals: Arrivals,
+    plan: Plan,
+    days: Days | None = None,
 ) -> None:
     """Raise InputError where decisions or events have rows and none is in order: reasons, an example and the remedy.
 
@@ -40,7 +46,8 @@ def check_usable(
         counted = arrivals[source.code]
         if source.code not in IDS or not any(day.rows for day in counted) or any(day.good for day in counted):
             continue
-        found = source.over(spark, _reasons(source, plan, days), SCHEMA, READ).toArrow().to_pylist()
+        mapped = getattr(config.data, NAMES[source.code]).columns
+        found = source.over(spark, _reasons(source, mapped, plan, days), SCHEMA, READ).toArrow().to_pylist()
         counts: Counter[str] = Counter()
         for row in found:
             counts[row["reason"]] += row["rows"]
@@ -57,10 +64,17 @@ def check_usable(
         )
 
 
-def _reasons(source: "Source", plan: Plan, days: Days | None) -> Callable[[Batches], Batches]:
+def _reasons(
+    source: "Source", mapped: Mapping[str, str], plan: Plan, days: Days | None
+) -> Callable[[Batches], Batches]:
     row_id, time = IDS[source.code]
     # A source holds a DataFrame, which does not travel to the workers.
     numbers = {column.name for column in source.columns if column.kind == NUMBER}
+    names = {
+        column.name: [column.name, *("".join(found) for found in NAMED_BY.findall(mapped.get(column.name, "")))]
+        for column in source.columns
+        if column.kind == TIME
+    }
 
     def run(batches: Batches) -> Batches:
         for batch in batches:
@@ -73,7 +87,11 @@ def _reasons(source: "Source", plan: Plan, days: Days | None) -> Callable[[Batch
             mark_times(marks, table, plan, row_id, time)
             reasons = marks.reasons()
             found = [
-                (reason, pc.sum(pc.equal(reasons, reason)).as_py(), _example(table, reasons, reason, time, numbers))
+                (
+                    reason,
+                    pc.sum(pc.equal(reasons, reason)).as_py(),
+                    _example(table, reasons, reason, time, numbers, names),
+                )
                 for reason in pc.unique(reasons).drop_null().to_pylist()
             ]
             yield pa.RecordBatch.from_pylist([dict(zip(SCHEMA.names, row, strict=True)) for row in found], SCHEMA)
@@ -81,7 +99,14 @@ def _reasons(source: "Source", plan: Plan, days: Days | None) -> Callable[[Batch
     return run
 
 
-def _example(table: pa.Table, reasons: pa.Array, reason: str, time: str, numbers: Collection[str]) -> str:
+def _example(
+    table: pa.Table,
+    reasons: pa.Array,
+    reason: str,
+    time: str,
+    numbers: Collection[str],
+    names: Mapping[str, Collection[str]],
+) -> str:
     """What is wrong with the first such row: its ids, the form of its time where it could not be read, else its times.
 
     9 stands for a digit and a for a letter: a column mapped by mistake may say who somebody is, and the form is enough.
@@ -93,9 +118,16 @@ def _example(table: pa.Table, reasons: pa.Array, reason: str, time: str, numbers
     if missing != reason and missing not in TIMES:
         return f"{missing} null"
     if missing in TIMES and row["found"] and (part := part_of(row["found"], missing, numbers)):
-        return READ_AS.sub(lambda value: "=" + form_of(value[1]), part)
+        return _masked(part, names[missing])
     # A clock can be further ahead than Python's dates reach.
     return ", ".join(
         f"{name} {'null' if at is None else np.datetime64(at, 'us')}"
         for name, at in ((time, row["at"]), ("logged_at", row["logged"]))
     )
+
+
+def _masked(part: str, names: Collection[str]) -> str:
+    """`NAME=text, NAME=text` with the form of each text; only what is one of the names is taken for one."""
+    known = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    pieces = re.split(rf"((?:^|, )(?:{known})=)", part)
+    return "".join(piece if place % 2 else form_of(piece) for place, piece in enumerate(pieces))

@@ -299,6 +299,21 @@ def sparks_words(spark: SparkSession) -> Iterator[list[str]]:
             ["missing_logged_at 3; found received=aaaa: log when"],
         ),
         (
+            {"t": ["Smith; John=x"] * 3, "my day": ["कि१२"] * 3},
+            {"data__decisions__columns": {"decided_at": "try_to_timestamp(concat(t, `my day`), 'yyyy')"}},
+            ["missing_decided_at 3; found t=aaaaa"],
+        ),
+        (
+            {"decided_at": None, "t": ["Smith (John=x)"] * 3, "my day": ["कि१२"] * 3},
+            {"data__decisions__columns": {"decided_at": "try_to_timestamp(concat(t, `my day`), 'yyyy')"}},
+            ["missing_decided_at 3; found t=aaaaa (aaaa=a), my day=aa99: log when"],
+        ),
+        (
+            {"decided_at": ['"Smith, John=x"'] * 3},
+            {},
+            ["missing_decided_at 3; found decided_at=aaaaa, aaaa=a: log when"],
+        ),
+        (
             {"decided_at": ["2000-01-02"] * 3},
             {"data__decisions__columns": {"logged_at": "timestamp_seconds(1700000000000)"}},
             ["clock_ahead 3", "found decided_at 2000-01-02T00:00:00.000000, logged_at 55840-11-", "clock"],
@@ -382,7 +397,7 @@ def test_of_rows_without_a_fault_nothing_is_said(spark: SparkSession, tmp_path: 
     write_csv(tmp_path)
     config = configured(tmp_path)
     arrivals = {DECISIONS: [Arrived(None, 3, 0, None, None, 0)]}
-    check_usable(spark, open_sources(spark, config, range(1), None), arrivals, make_plan(config, 0, 0))
+    check_usable(spark, config, open_sources(spark, config, range(1), None), arrivals, make_plan(config, 0, 0))
 
 
 @pytest.mark.parametrize(
