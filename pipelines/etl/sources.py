@@ -30,6 +30,18 @@ DAY_FOLDER = "ds"
 """Partition column of the arrival day, where a dataset is laid out by it."""
 LINE = "_line_that_is_no_object"
 """Column of JSON that holds a line which cannot be read; null in the others."""
+QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
+"""Texts in an expression, which name no column."""
+WORD = re.compile(r"[^\W\d]")
+OURS = frozenset((
+    "decision_id", "user_id", "decided_at", "action", "propensity", "legal_actions", "policy_id", "logged_at",
+    "event_id", "occurred_at", "kind", "value", "valid_from", "time_zone", "candidate_id", "decide_at",
+))  # fmt: skip
+"""Our names of columns, but for those that a configuration adds."""
+HEADLESS = (
+    "its first line does not look like a header: none of the names that are read, or that the configuration gives, "
+    "stands there; write one above it, or correct data.*.columns"
+)
 GLOB = re.compile(r"([\\*?\[\]{}])")
 """What Spark takes in a path for a pattern."""
 
@@ -129,11 +141,27 @@ def absent(key: str, dataset: Dataset, name: str, there: Iterable[str]) -> Input
     """The error of a needed column that is not among those that are there."""
     named = list(there)
     other = next((each for each in ";\t|," if each != dataset.separator and each in named[0]), None) if named else None
+    remedy = None
     if format_of(dataset) == "csv" and len(named) == 1 and other is not None:
-        return InputError(
-            f"{key}: {dataset.path} has one column, {named[0]!r}; set {key}.separator = {json.dumps(other)}."
-        )
+        remedy = f"set {key}.separator = {json.dumps(other)}"
+    if not has_header(dataset, named):
+        first = f"its columns may be separated otherwise ({remedy}), or " if remedy else ""
+        return InputError(f"{key}: no column {name!r} in {dataset.path}; {first}{HEADLESS}.")
+    if remedy:
+        return InputError(f"{key}: {dataset.path} has one column, {named[0]!r}; {remedy}.")
     return InputError(f"{key}: no column {name!r} in {dataset.path}; map it in {key}.columns{suggest(name, named)}.")
+
+
+def has_header(dataset: Dataset, names: Iterable[str]) -> bool:
+    """Whether what Spark takes for the names of the columns may be shown: of CSV it is the first line, which is a row
+    where there is no header. In one stands a name of ours, or one that a mapping or the condition names."""
+    if format_of(dataset) != "csv":
+        return True
+    said = [QUOTED.sub("", text) for text in (*dataset.columns.values(), dataset.where or "")]
+    found = {part.strip().lower() for name in names for part in re.split(r"[,;\t|]", name)}
+    found -= {DAY_FOLDER}
+    words = {name for name in found if WORD.match(name)}
+    return not found or any(name in OURS or any(files.mentions(text.lower(), name) for text in said) for name in words)
 
 
 def format_of(dataset: Dataset) -> str:
@@ -282,6 +310,10 @@ def _where(raw: DataFrame, key: str, dataset: Dataset) -> DataFrame:
         condition = F.expr(dataset.where)
         return raw.where(condition | F.col(LINE).isNotNull() if LINE in raw.columns else condition)
     except (AnalysisException, ParseException) as error:
+        if not has_header(dataset, _names(raw)):
+            raise InputError(
+                f"{key}.where: {dataset.where!r} is no condition over {dataset.path}; {HEADLESS}."
+            ) from None
         raise InputError(
             f"{key}.where: {dataset.where!r} is no condition over {dataset.path}: {_first_line(error)} "
             f"(its columns: {', '.join(_names(raw))})."
@@ -306,6 +338,10 @@ def _source(key: str, dataset: Dataset, column: Wanted, raw: DataFrame) -> Colum
         source = F.expr(expression)
         kind = raw.select(source.alias("value")).schema["value"].dataType
     except (AnalysisException, ParseException) as error:
+        if not has_header(dataset, _names(raw)):
+            raise InputError(
+                f"{key}.columns.{column.name}: {expression!r} is no expression over {dataset.path}; {HEADLESS}."
+            ) from None
         raise InputError(
             f"{key}.columns.{column.name}: {expression!r} is no expression over {dataset.path}: {_first_line(error)} "
             f"(its columns: {', '.join(_names(raw))})."

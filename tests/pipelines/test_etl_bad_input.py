@@ -422,3 +422,30 @@ def test_files_of_another_kind_say_which_key_reads_them(
         run_etl(spark, configured(tmp_path, data__decisions__path=str(where)))
     for word in words:
         assert word in str(caught.value)
+
+
+ROW = "7,ann@example.org,2024-01-01 10:00:00,send,0.1,3"
+MAPPED = {"decision_id": "concat('7', id)", "action": "if(what = 'send', 'send', 'hold')"}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "txt"])
+@pytest.mark.parametrize("said", [{}, {"columns": MAPPED}, {"separator": ";"}, {"where": "what = 'send'"}])
+def test_a_first_line_that_is_no_header_is_not_shown(
+    spark: SparkSession, tmp_path: Path, suffix: str, said: dict[str, Any]
+) -> None:
+    """It is a row, and may say who somebody is; as CSV Spark would take it for the names of the columns."""
+    path = tmp_path / f"log.{suffix}"
+    path.write_text(f"{ROW}\n{ROW}\n")
+    dataset = {"path": str(path), "format": "csv", **said}
+    with pytest.raises(InputError) as caught:
+        run_etl(spark, configured(tmp_path, data__decisions=dataset))
+    assert "does not look like a header" in str(caught.value)
+    assert "ann@" not in str(caught.value)
+    assert "2024" not in str(caught.value)
+
+
+@pytest.mark.parametrize("header", ["decision_id,person", "who,person", "WHO,person"])
+def test_a_header_with_a_name_that_is_read_is_shown(spark: SparkSession, tmp_path: Path, header: str) -> None:
+    (tmp_path / "decisions.csv").write_text(f"{header}\na,b\n")
+    with pytest.raises(InputError, match=rf"(known|its columns): {header.replace(',', ', ')}"):
+        run_etl(spark, configured(tmp_path, data__decisions__columns={"user_id": "upper(who)"}))
