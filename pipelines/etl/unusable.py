@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from models.errors import InputError
 from pipelines.etl.arrivals import Arrivals
 from pipelines.etl.blocks import Batches, arrival_day
+from pipelines.etl.buckets import ROW_ID, TIME_OF
 from pipelines.etl.marks import REMEDIES, Marks, Plan, mark_times
 from pipelines.etl.offenders import TIMES, form_of, part_of
 from pipelines.etl.schemas import DECISIONS, EVENTS, NAMES, NUMBER, TIME, Days
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 NAMED_BY = re.compile(r"`([^`]+)`|(\w+)")
 """The names in a mapped expression, among them those of the log's own columns."""
-IDS = {DECISIONS: ("decision_id", "decided_at"), EVENTS: ("event_id", "occurred_at")}
 READ = ["user_id", "row_id", "at", "logged", "found", "day"]
 SCHEMA = pa.schema([("reason", pa.string()), ("rows", pa.int64()), ("example", pa.string())])
 
@@ -44,7 +44,11 @@ def check_usable(
     """
     for source in sources:
         counted = arrivals[source.code]
-        if source.code not in IDS or not any(day.rows for day in counted) or any(day.good for day in counted):
+        if (
+            source.code not in (DECISIONS, EVENTS)
+            or not any(day.rows for day in counted)
+            or any(day.good for day in counted)
+        ):
             continue
         mapped = getattr(config.data, NAMES[source.code]).columns
         found = source.over(spark, _reasons(source, mapped, plan, days), SCHEMA, READ).toArrow().to_pylist()
@@ -67,7 +71,7 @@ def check_usable(
 def _reasons(
     source: "Source", mapped: Mapping[str, str], plan: Plan, days: Days | None
 ) -> Callable[[Batches], Batches]:
-    row_id, time = IDS[source.code]
+    row_id, time = ROW_ID[source.code], TIME_OF[source.code]
     # A source holds a DataFrame, which does not travel to the workers.
     numbers = {column.name for column in source.columns if column.kind == NUMBER}
     names = {
