@@ -36,8 +36,9 @@ def transitions_of(log: Log, config: Config) -> Transitions:
             if dataset.columns or dataset.where is not None:
                 raise InputError(f"data.{NAMES[code]}: a simulated log is read as it is; remove columns and where.")
             raw[code] = _raw(lake[NAMES[code]], NAMES[code], wanted(code, config))
-    arrivals = arrivals_of(raw, as_of(config), max_lateness(config))
-    plan = open_window(config, arrivals, None, None, None).plan
+    now = as_of(config)
+    arrivals = arrivals_of(raw, now, max_lateness(config))
+    plan = open_window(config, arrivals, None, None, None, now).plan
     found = from_rows(transitions(mark(raw, plan), plan), config.logged_contract, "the simulated log")
     rewards = learned_rewards(config)
     return found if rewards is None else rewards(found)

@@ -10,7 +10,7 @@ from pipelines.config import Config
 from pipelines.etl.files import format_of as suffix_of
 from pipelines.etl.files import placed, read_footer
 from pipelines.etl.schemas import NAMES, Wanted, wanted
-from pipelines.etl.sources import absent, check_dataset, format_of
+from pipelines.etl.sources import HEADLESS, absent, check_dataset, format_of, has_header
 from pipelines.sections import Dataset, suggest
 
 IDENTIFIER = re.compile(r"[^\W\d]\w*")
@@ -64,9 +64,10 @@ def check_columns(key: str, dataset: Dataset, columns: list[Wanted]) -> None:
         raise absent(key, dataset, name, there)
     for name, source in plain.items():
         if source.lower() not in lower:
+            known = f"{suggest(source, there)}; name one, or a Spark SQL expression over them"
             raise InputError(
-                f"{key}.columns.{name}: {source!r} is no column of {dataset.path}{suggest(source, there)}; name one, "
-                "or a Spark SQL expression over them."
+                f"{key}.columns.{name}: {source!r} is no column of {dataset.path}"
+                f"{known if has_header(dataset, there) else f'; {HEADLESS}'}."
             )
 
 

@@ -15,6 +15,7 @@ from pipelines.config import Config, validate
 from pipelines.etl import checks
 from pipelines.etl.checks import check_inputs
 from pipelines.etl.files import read_footer
+from pipelines.etl.schemas import DECISIONS
 from pipelines.jobs import acting, data, judging
 from pipelines.scoring import freeze
 
@@ -215,3 +216,13 @@ def test_only_so_many_files_are_looked_at(tmp_path: Path, monkeypatch: pytest.Mo
     read.clear()
     check_inputs(config, range(1))
     assert read == ["ds=2026-01-04", "ds=2026-01-03", "ds=2026-01-02"]
+
+
+def test_a_row_that_stands_where_the_header_should_is_not_shown(tmp_path: Path) -> None:
+    """All columns are mapped, so that the first of them is missed, and a row's address is no suggestion."""
+    own = {"decision_id": "nr", "user_id": "who", "decided_at": "moment", "action": "what", "relevance": "score"}
+    config = configured(tmp_path, decisions={"columns": own})
+    (tmp_path / "decisions.csv").write_text("7,who@example.org,2026-01-01 10:00:00,send,0.5\n" * 2)
+    with pytest.raises(InputError, match="does not look like a header") as caught:
+        check_inputs(config, [DECISIONS])
+    assert "example.org" not in str(caught.value)
