@@ -177,6 +177,8 @@ def test_a_raw_dataset_in_the_run_folder_is_not_a_table_of_ours(config: Config) 
 class Versions:
     """A registry whose champion was learned from version 0, and which has no challenger."""
 
+    database = None
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
