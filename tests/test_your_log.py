@@ -166,9 +166,17 @@ def test_an_expression_gives_what_the_page_says(spark: SparkSession, cells: list
 
 def errors_of(source: str) -> list[str]:
     """The messages of the errors that Python source makes, with {} for what an f-string fills in: what else it says, in
-    a docstring or a log, stops no run."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
+    a docstring or a log, stops no run. A text that the module names once and for all is one too."""
+    found, tree = [], ast.parse(source)
+    named = {
+        each.targets[0].id: each.value.value
+        for each in tree.body
+        if isinstance(each, ast.Assign)
+        and isinstance(each.targets[0], ast.Name)
+        and isinstance(each.value, ast.Constant)
+        and isinstance(each.value.value, str)
+    }
+    for node in ast.walk(tree):
         name = getattr(node.func, "id", getattr(node.func, "attr", "")) if isinstance(node, ast.Call) else ""
         if not isinstance(node, ast.Call) or not name.endswith("Error"):
             continue
@@ -180,6 +188,8 @@ def errors_of(source: str) -> list[str]:
                 found.append("".join(values))
             elif isinstance(part, ast.Constant) and isinstance(part.value, str) and id(part) not in inside:
                 found.append(part.value)
+            elif isinstance(part, ast.Name) and part.id in named:
+                found.append(named[part.id])
     return found
 
 
@@ -190,8 +200,11 @@ def test_messages_are_those_of_errors() -> None:
         "def f():",
         '    "Of f."',
         '    raise NoError(f"no {A} of " "it") if A else m.OtherError("so " "it is")',
+        'A, B, C = 1, "b", "c"',
+        'WHY = "as it is"',
+        'raise NoError(f"{WHY}, {B}")',
     ]
-    assert sorted(errors_of("\n".join(lines))) == ["no {} of it", "so it is"]
+    assert sorted(errors_of("\n".join(lines))) == ["as it is", "no {} of it", "so it is", "{}, {}"]
 
 
 def test_its_errors_are_those_of_the_code() -> None:
