@@ -61,13 +61,13 @@ def check_columns(key: str, dataset: Dataset, columns: list[Wanted]) -> None:
     if not there or len(listed) > LOOKED_AT:
         return
     for name in sorted(needed - there.keys()):
-        raise absent(key, dataset, name, there)
+        raise absent(key, dataset, columns, name, there)
     for name, source in plain.items():
         if source.lower() not in lower:
             known = f"{suggest(source, there)}; name one, or a Spark SQL expression over them"
             raise InputError(
                 f"{key}.columns.{name}: {source!r} is no column of {dataset.path}"
-                f"{known if has_header(dataset, there) else f'; {HEADLESS}'}."
+                f"{known if has_header(dataset, columns, there) else f'; {HEADLESS}'}."
             )
 
 

@@ -33,11 +33,6 @@ LINE = "_line_that_is_no_object"
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 """Texts in an expression, which name no column."""
 WORD = re.compile(r"[^\W\d]")
-OURS = frozenset((
-    "decision_id", "user_id", "decided_at", "action", "propensity", "legal_actions", "policy_id", "logged_at",
-    "event_id", "occurred_at", "kind", "value", "valid_from", "time_zone", "candidate_id", "decide_at",
-))  # fmt: skip
-"""Our names of columns, but for those that a configuration adds."""
 HEADLESS = (
     "its first line does not look like a header: none of the names that are read, or that the configuration gives, "
     "stands there; write one above it, or correct data.*.columns"
@@ -137,14 +132,14 @@ def check_dataset(key: str, dataset: Dataset, columns: list[Wanted]) -> None:
         raise InputError(f"{key}.path: {dataset.path} does not exist; correct the path or produce the dataset first.")
 
 
-def absent(key: str, dataset: Dataset, name: str, there: Iterable[str]) -> InputError:
-    """The error of a needed column that is not among those that are there."""
+def absent(key: str, dataset: Dataset, columns: list[Wanted], name: str, there: Iterable[str]) -> InputError:
+    """The error of one of the `columns` that is needed and not among those that are there."""
     named = list(there)
     other = next((each for each in ";\t|," if each != dataset.separator and each in named[0]), None) if named else None
     remedy = None
     if format_of(dataset) == "csv" and len(named) == 1 and other is not None:
         remedy = f"set {key}.separator = {json.dumps(other)}"
-    if not has_header(dataset, named):
+    if not has_header(dataset, columns, named):
         first = f"its columns may be separated otherwise ({remedy}), or " if remedy else ""
         return InputError(f"{key}: no column {name!r} in {dataset.path}; {first}{HEADLESS}.")
     if remedy:
@@ -152,16 +147,16 @@ def absent(key: str, dataset: Dataset, name: str, there: Iterable[str]) -> Input
     return InputError(f"{key}: no column {name!r} in {dataset.path}; map it in {key}.columns{suggest(name, named)}.")
 
 
-def has_header(dataset: Dataset, names: Iterable[str]) -> bool:
+def has_header(dataset: Dataset, columns: list[Wanted], names: Iterable[str]) -> bool:
     """Whether what Spark takes for the names of the columns may be shown: of CSV it is the first line, which is a row
-    where there is no header. In one stands a name of ours, or one that a mapping or the condition names."""
+    where there is no header. In one stands a name of `columns`, or one that a mapping or the condition names."""
     if format_of(dataset) != "csv":
         return True
     said = [QUOTED.sub("", text) for text in (*dataset.columns.values(), dataset.where or "")]
     found = {part.strip().lower() for name in names for part in re.split(r"[,;\t|]", name)}
     found -= {DAY_FOLDER}
-    words = {name for name in found if WORD.match(name)}
-    return not found or any(name in OURS or any(files.mentions(text.lower(), name) for text in said) for name in words)
+    words, ours = {name for name in found if WORD.match(name)}, {column.name.lower() for column in columns}
+    return not found or any(name in ours or any(files.mentions(text.lower(), name) for text in said) for name in words)
 
 
 def format_of(dataset: Dataset) -> str:
@@ -214,18 +209,18 @@ def _through_spark(
 
 def _picked(key: str, dataset: Dataset, columns: list[Wanted], days: Days | None, loaded: DataFrame) -> DataFrame:
     """The raw table of a dataset as Spark has loaded it."""
-    raw = _where(loaded, key, dataset)
+    raw = _where(loaded, key, dataset, columns)
     by_day = DAY_FOLDER in raw.columns and f"/{DAY_FOLDER}=" in next(iter(raw.inputFiles()), "")
     day = F.unix_date(F.col(DAY_FOLDER).try_cast("date")) if by_day else F.lit(None).cast("int")
     if days is not None and by_day:
         raw = raw.where(day.isNull() | day.between(*days))
     picked, losses = [], [F.concat(F.lit("line="), _form(F.col(LINE)))] if LINE in raw.columns else []
     for column in columns:
-        source, there = _source(key, dataset, column, raw), True
+        source, there = _source(key, dataset, columns, column, raw), True
         if source is None:
             there = False
             stands_in = next((other for other in columns if other.name == column.default), None)
-            source = _source(key, dataset, stands_in, raw) if stands_in else None
+            source = _source(key, dataset, columns, stands_in, raw) if stands_in else None
         if source is None:
             source = F.lit(None).cast(column.kind)
         value = _cast(source, column)
@@ -308,7 +303,7 @@ def _folders(key: str, dataset: Dataset, days: Days | None) -> list[str]:
     return [GLOB.sub(r"\\\1", part) for part in dict.fromkeys(parts)]
 
 
-def _where(raw: DataFrame, key: str, dataset: Dataset) -> DataFrame:
+def _where(raw: DataFrame, key: str, dataset: Dataset, columns: list[Wanted]) -> DataFrame:
     """The rows that the dataset's condition asks for."""
     if dataset.where is None:
         return raw
@@ -316,7 +311,7 @@ def _where(raw: DataFrame, key: str, dataset: Dataset) -> DataFrame:
         condition = F.expr(dataset.where)
         return raw.where(condition | F.col(LINE).isNotNull() if LINE in raw.columns else condition)
     except (AnalysisException, ParseException) as error:
-        if not has_header(dataset, _names(raw)):
+        if not has_header(dataset, columns, _names(raw)):
             raise InputError(
                 f"{key}.where: {dataset.where!r} is no condition over {dataset.path}; {HEADLESS}."
             ) from None
@@ -331,20 +326,20 @@ def _names(raw: DataFrame) -> list[str]:
     return [name for name in raw.columns if name != LINE]
 
 
-def _source(key: str, dataset: Dataset, column: Wanted, raw: DataFrame) -> Column | None:
+def _source(key: str, dataset: Dataset, columns: list[Wanted], column: Wanted, raw: DataFrame) -> Column | None:
     """The column's expression, checked against the dataset; None where an optional column is absent."""
     expression = dataset.columns.get(column.name)
     if expression is None:
         if column.name not in raw.columns:
             if column.required:
-                raise absent(key, dataset, column.name, _names(raw))
+                raise absent(key, dataset, columns, column.name, _names(raw))
             return None
         expression = quoted(column.name)
     try:
         source = F.expr(expression)
         kind = raw.select(source.alias("value")).schema["value"].dataType
     except (AnalysisException, ParseException) as error:
-        if not has_header(dataset, _names(raw)):
+        if not has_header(dataset, columns, _names(raw)):
             raise InputError(
                 f"{key}.columns.{column.name}: {expression!r} is no expression over {dataset.path}; {HEADLESS}."
             ) from None
